@@ -1,0 +1,25 @@
+// The program: finds the subcommand, turns errors into one line and an exit code.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "kernels/error.h"
+#include "sim/cli/dispatch.h"
+
+int main(int argc, char** argv) {
+  try {
+    return kvsim::dispatch(kvsim::Arguments(argv + std::min(argc, 1), argv + argc));
+  } catch (const kvsim::UserError& error) {
+    fmt::print(stderr, "kvsim: {}\n", error.what());
+    return kvsim::kWrongUse;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "kvsim: out of memory; --memory bounds what a run may use\n");
+    return kvsim::kInternal;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "kvsim: internal error, please report it: {}\n", error.what());
+    return kvsim::kInternal;
+  }
+}

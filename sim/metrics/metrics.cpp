@@ -1,0 +1,50 @@
+// The metrics that results may hold, in column order, with their formulas.
+#include "sim/results.h"
+
+namespace kvsim {
+
+const std::vector<MetricInfo>& all_metrics() {
+  using Level = MetricInfo::Level;
+  static const std::vector<MetricInfo> metrics{
+      {"output_error", "relative", "relative L2 error of the attention output",
+       "|o' - o| / |o|, o' = softmax attention over the kept and the decoded tokens alone, o = over all visible ones; per query head and step",
+       false, Level::row},
+      {"attention_recall", "probability", "attention mass still reachable",
+       "sum of the exact attention over the tokens that are held; per query head and step", true, Level::row},
+      {"query_consistency", "fraction", "agreement with each step's own ideal set",
+       "|K n Top_n| / n over prompt positions, n = |K|, Top_n = the n prompt positions that this decode query weighs most; per query head and step",
+       true, Level::row},
+      {"set_consistency", "fraction", "agreement with the best static set",
+       "|K n K*| / n over prompt positions, K* = the n = |K| positions with the largest mean attention of the true decode queries (over steps and the group's query heads), nothing protected in K*",
+       true, Level::row},
+      {"set_jaccard", "fraction", "Jaccard index with the best static set", "|K n K*| / |K u K*|, K* as in set_consistency",
+       true, Level::row},
+      {"set_mass_ratio", "ratio", "decode attention of the kept set over that of the best static set",
+       "sum over K of the mean decode attention / the same sum over K*", true, Level::row},
+      {"free_consistency", "fraction", "agreement with the best static set on the positions the policy was free to choose",
+       "as set_consistency with the policy's protected positions taken out of K, K* and n; undefined when nothing is free",
+       true, Level::row},
+      {"free_consistency_corrected", "fraction", "free_consistency corrected for chance",
+       "(x - e) / (1 - e), x = free_consistency, e = n / candidates, the expected overlap of a random choice; 0 = random, 1 = oracle; undefined when everything free is kept",
+       true, Level::row},
+      {"window_consistency", "fraction", "agreement with the same policy given the true decode queries as its window",
+       "the overlap of K with what this policy would keep if its observation window held all true decode queries, free positions only; undefined for policies without a window",
+       true, Level::row},
+      {"miss_rate", "fraction", "needed tokens that are missing, c = 0.9",
+       "|N(c) \\ K| / |N(c)|, N(c) = the smallest set of visible tokens that holds the fraction c of the step's attention; per query head and step",
+       false, Level::row},
+      {"miss_rate_50", "fraction", "needed tokens that are missing, c = 0.5", "miss_rate with c = 0.5", false, Level::row},
+      {"miss_rate_99", "fraction", "needed tokens that are missing, c = 0.99", "miss_rate with c = 0.99", false, Level::row},
+      {"evidence_recall", "fraction", "share of the evidence tokens that are kept",
+       "kept tokens of the segments of kind 'evidence' / their tokens; undefined without such segments", true, Level::row},
+      {"resident_bytes", "bytes", "size of the cache after the policy acted",
+       "resident tokens x (head_dim + value_dim) x bytes per element; with unit=query every query head's own copy", false, Level::row},
+      {"resident_union_bytes", "bytes", "size of the distinct entries of the cache",
+       "as resident_bytes with entries that several query heads of a group keep counted once", false, Level::row},
+      {"projected_error", "relative", "relative error after the output projection, all heads of the layer together",
+       "|sum_h W_h (o'_h - o_h)| / |sum_h W_h o_h| per step; where the trace holds output_proj", false, Level::layer},
+  };
+  return metrics;
+}
+
+}  // namespace kvsim
