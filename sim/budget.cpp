@@ -119,7 +119,7 @@ std::vector<BudgetPoint> budget_points(const BudgetList& list, std::uint64_t pro
   std::vector<BudgetPoint> points;
   for (const BudgetRequest& request : list.requests) {
     double tokens = request.value;
-    if (request.percent) tokens = std::max(1.0, std::floor(request.value / 100.0 * static_cast<double>(prompt)));
+    if (request.percent) tokens = std::max(1.0, std::floor(request.value * static_cast<double>(prompt) / 100.0));
     points.push_back({request.text, static_cast<std::uint32_t>(tokens)});
   }
   if (list.curve) {

@@ -1,0 +1,81 @@
+// What policies may know of a KV head, computed from a trace when first asked for and shared by all variants.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "policies/policy.h"
+#include "sim/exact_steps.h"
+#include "traces/trace.h"
+
+namespace kvsim {
+
+/// HeadFeatures over a HeadBlock. Thread-safe; every intermediate is computed at most once.
+class BlockFeatures final : public HeadFeatures {
+ public:
+  /// `decode_mean` [group][T]: mean attention of the true decode queries; may be empty when nobody needs it.
+  /// `most_window`: the largest observation window that will be asked for.
+  BlockFeatures(const HeadBlock& block, const LayerContext& layer, std::vector<std::vector<float>> decode_mean,
+                std::uint32_t most_window);
+
+  const LayerGeometry& geometry() const override { return layer_.geometry; }
+  std::uint32_t kv_head() const override { return block_.kv_head; }
+  MatrixView<const float> keys() const override { return block_.key.view().rows_from(0, layer_.geometry.prompt); }
+  MatrixView<const float> values() const override { return block_.value.view().rows_from(0, layer_.geometry.prompt); }
+  Rope rope() const override;
+  std::span<const float> window_mean(std::uint32_t window, std::size_t query_head) const override;
+  std::span<const float> attention_sum(std::size_t query_head) const override;
+  std::span<const float> attention_mean_over_visible(std::size_t query_head) const override;
+  QueryStats query_stats(std::size_t query_head) const override;
+  std::span<const float> decode_mean(std::size_t query_head) const override;
+
+ private:
+  using Rows = std::vector<std::vector<float>>;  // [group][T]
+  std::size_t recorded_prompt_queries() const;
+  void compute_window_weights() const;
+  Rows compute_window_mean(std::uint32_t window) const;
+  void compute_attention_sum() const;
+  void compute_query_stats() const;
+
+  const HeadBlock& block_;
+  const LayerContext& layer_;
+  Rows decode_mean_;
+  std::uint32_t most_window_;
+  mutable std::mutex mutex_;
+  mutable Matrix<float> window_weights_;  // [T, group * most_window]
+  mutable std::map<std::uint32_t, Rows> window_means_;
+  mutable Rows attention_sum_, attention_mean_;
+  mutable Matrix<float> query_mean_, query_covariance_;
+  mutable std::uint32_t stats_sinks_ = 0;
+};
+
+/// The same head with the true decode queries in place of every observation window: what a windowed policy would have
+/// scored with hindsight (metrics.md, window_consistency).
+class HindsightFeatures final : public HeadFeatures {
+ public:
+  explicit HindsightFeatures(const HeadFeatures& head) : head_(head) {}
+  const LayerGeometry& geometry() const override { return head_.geometry(); }
+  std::uint32_t kv_head() const override { return head_.kv_head(); }
+  MatrixView<const float> keys() const override { return head_.keys(); }
+  MatrixView<const float> values() const override { return head_.values(); }
+  Rope rope() const override { return head_.rope(); }
+  std::span<const float> window_mean(std::uint32_t, std::size_t query_head) const override {
+    return head_.decode_mean(query_head);
+  }
+  std::span<const float> attention_sum(std::size_t h) const override { return head_.attention_sum(h); }
+  std::span<const float> attention_mean_over_visible(std::size_t h) const override {
+    return head_.attention_mean_over_visible(h);
+  }
+  QueryStats query_stats(std::size_t h) const override { return head_.query_stats(h); }
+  std::span<const float> decode_mean(std::size_t h) const override { return head_.decode_mean(h); }
+
+ private:
+  const HeadFeatures& head_;
+};
+
+/// Undoes the rotary embedding of a vector that stands at `position`, in place: out of place for the rotary part only.
+void unrotate(std::span<double> vector, std::span<const float> inverse_frequency, RopeLayout layout, double scaling,
+              double position);
+
+}  // namespace kvsim
