@@ -1,0 +1,57 @@
+// What a ranking policy keeps in one layer: an order per unit and a count per budget.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "policies/policy.h"
+#include "sim/results.h"
+
+namespace kvsim {
+
+/// A policy with its parameters, as one line of a sweep.
+struct Variant {
+  std::unique_ptr<Policy> policy;
+  VariantEntry entry;
+};
+
+/// One unit's kept sets: at budget i the first counts[i] tokens of order.
+struct UnitSelection {
+  std::vector<TokenIndex> order;      // [T]
+  std::vector<std::uint32_t> counts;  // [budgets], ascending
+  std::vector<std::int64_t> near_ties;  // [budgets]
+  std::size_t protected_count = 0;    // leading tokens of order that the policy protects
+};
+
+/// One variant's kept sets in one layer; units as in LayerScores.
+struct LayerSelection {
+  Unit unit = Unit::kv;
+  std::vector<UnitSelection> units;
+  std::vector<std::vector<TokenIndex>> hindsight;  // [units][T] for windowed policies, else empty
+
+  /// The unit that query head `head` of KV head `kv` reads.
+  const UnitSelection& of(std::size_t kv, std::size_t head, std::size_t group) const {
+    return units[unit_index(kv, head, group)];
+  }
+  std::size_t unit_index(std::size_t kv, std::size_t head, std::size_t group) const {
+    return unit == Unit::query ? kv * group + head : kv;
+  }
+};
+
+/// Two scores closer than this share of the larger one count as a near tie: another instruction path or device may order
+/// them the other way round.
+inline constexpr float kNearTie = 1e-6f;
+
+/// Sorts and allocates. Budgets ascending; counts are checked to be monotone where the policy claims to be nested.
+LayerSelection select_layer(const Policy& policy, const LayerGeometry& layer, LayerScores scores,
+                            std::span<const BudgetPoint> budgets);
+
+/// The kept positions of one budget, ascending inside each unit.
+KeptSet kept_set(const LayerSelection& selection, std::uint32_t variant, std::uint32_t budget);
+
+const char* unit_name(Unit unit);
+
+}  // namespace kvsim

@@ -1,0 +1,127 @@
+// Metrics of a kept set as a whole.
+#include "sim/set_metrics.h"
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/order.h"
+
+namespace kvsim {
+namespace {
+
+constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
+
+/// The tokens of `order` that are not protected, in order.
+std::vector<TokenIndex> free_part(std::span<const TokenIndex> order, const std::vector<bool>& is_protected) {
+  std::vector<TokenIndex> part;
+  part.reserve(order.size());
+  for (const TokenIndex token : order)
+    if (!is_protected[token]) part.push_back(token);
+  return part;
+}
+
+/// Running sums of `value` along `order`: prefix[i] = sum over the first i tokens.
+std::vector<double> prefix_sums(std::span<const TokenIndex> order, std::span<const float> value) {
+  std::vector<double> prefix(order.size() + 1, 0.0);
+  for (std::size_t i = 0; i < order.size(); ++i) prefix[i + 1] = prefix[i] + static_cast<double>(value[order[i]]);
+  return prefix;
+}
+
+void free_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
+                  SetMetrics& out) {
+  const std::size_t prompt = unit.order.size();
+  std::vector<bool> is_protected(prompt, false);
+  for (std::size_t i = 0; i < unit.protected_count; ++i) is_protected[unit.order[i]] = true;
+  std::vector<std::uint32_t> free_counts;
+  for (const std::uint32_t count : unit.counts)
+    free_counts.push_back(count > unit.protected_count ? count - static_cast<std::uint32_t>(unit.protected_count) : 0);
+  const std::vector<TokenIndex> own = free_part(unit.order, is_protected);
+  const std::vector<std::uint64_t> agree = overlaps(own, free_part(oracle.order, is_protected), free_counts);
+  std::vector<std::uint64_t> with_hindsight;
+  if (!hindsight.empty()) with_hindsight = overlaps(own, free_part(hindsight, is_protected), free_counts);
+  for (std::size_t b = 0; b < free_counts.size(); ++b) {
+    const double n = free_counts[b];
+    if (n == 0) continue;
+    const double expected = n / static_cast<double>(own.size());
+    out.free_consistency[b] = static_cast<double>(agree[b]) / n;
+    if (expected < 1) out.free_corrected[b] = (out.free_consistency[b] - expected) / (1 - expected);
+    if (!hindsight.empty()) out.window_consistency[b] = static_cast<double>(with_hindsight[b]) / n;
+  }
+}
+
+}  // namespace
+
+OracleOrder::OracleOrder(std::vector<float> mean_attention) : mean(std::move(mean_attention)), order(mean.size()) {
+  sort_descending(mean, order);
+}
+
+SetMetrics::SetMetrics(std::size_t budgets)
+    : consistency(budgets, kUndefined), jaccard(budgets, kUndefined), mass_ratio(budgets, kUndefined),
+      free_consistency(budgets, kUndefined), free_corrected(budgets, kUndefined),
+      window_consistency(budgets, kUndefined), evidence(budgets, kUndefined) {}
+
+void SetMetrics::add(const SetMetrics& other) {
+  const auto join = [](std::vector<double>& to, const std::vector<double>& from) {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
+  };
+  join(consistency, other.consistency);
+  join(jaccard, other.jaccard);
+  join(mass_ratio, other.mass_ratio);
+  join(free_consistency, other.free_consistency);
+  join(free_corrected, other.free_corrected);
+  join(window_consistency, other.window_consistency);
+  join(evidence, other.evidence);
+}
+
+void SetMetrics::divide(double n) {
+  for (auto* values : {&consistency, &jaccard, &mass_ratio, &free_consistency, &free_corrected, &window_consistency, &evidence})
+    for (double& value : *values) value /= n;
+}
+
+std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const TokenIndex> b,
+                                    std::span<const std::uint32_t> counts) {
+  TokenIndex most = 0;
+  for (const TokenIndex token : a) most = std::max(most, token);
+  std::vector<std::uint32_t> place_in_b(static_cast<std::size_t>(most) + 1, 0);
+  for (std::size_t i = 0; i < b.size(); ++i) place_in_b[b[i]] = static_cast<std::uint32_t>(i);
+  std::vector<std::uint32_t> joint(a.size(), 0);  // joint[i]: tokens that are in both sets from size i + 1 on
+  for (std::size_t i = 0; i < a.size(); ++i) ++joint[std::max<std::size_t>(i, place_in_b[a[i]])];
+  std::vector<std::uint64_t> result;
+  std::uint64_t sum = 0;
+  std::size_t size = 0;
+  for (const std::uint32_t count : counts) {
+    for (; size < count; ++size) sum += joint[size];
+    result.push_back(sum);
+  }
+  return result;
+}
+
+SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
+                       std::span<const std::pair<std::uint32_t, std::uint32_t>> evidence) {
+  SetMetrics out(unit.counts.size());
+  const std::vector<std::uint64_t> agree = overlaps(unit.order, oracle.order, unit.counts);
+  const std::vector<double> own_mass = prefix_sums(unit.order, oracle.mean);
+  const std::vector<double> best_mass = prefix_sums(oracle.order, oracle.mean);
+  std::vector<float> is_evidence(evidence.empty() ? 0 : unit.order.size(), 0.0f);
+  double evidence_tokens = 0;
+  for (const auto& [begin, end] : evidence)
+    for (std::uint32_t token = begin; token < end; ++token) {
+      evidence_tokens += is_evidence[token] == 0.0f ? 1.0 : 0.0;
+      is_evidence[token] = 1.0f;
+    }
+  const std::vector<double> found =
+      evidence.empty() ? std::vector<double>() : prefix_sums(unit.order, is_evidence);
+  for (std::size_t b = 0; b < unit.counts.size(); ++b) {
+    const std::uint32_t n = unit.counts[b];
+    if (evidence_tokens > 0) out.evidence[b] = found[n] / evidence_tokens;
+    if (n == 0) continue;
+    const double overlap = static_cast<double>(agree[b]);
+    out.consistency[b] = overlap / n;
+    out.jaccard[b] = overlap / (2.0 * n - overlap);
+    if (best_mass[n] > 0) out.mass_ratio[b] = own_mass[n] / best_mass[n];
+  }
+  free_metrics(unit, oracle, hindsight, out);
+  return out;
+}
+
+}  // namespace kvsim
