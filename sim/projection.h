@@ -1,0 +1,31 @@
+// Errors after the output projection: all heads of a layer together.
+#pragma once
+
+#include <vector>
+
+#include "sim/evaluate.h"
+
+namespace kvsim {
+
+/// Sums W_h (o'_h - o_h) over the query heads of a layer for one variant: [budget][hidden][steps].
+class ProjectedError {
+ public:
+  ProjectedError() = default;
+  ProjectedError(std::size_t budgets, std::size_t hidden, std::size_t steps);
+
+  /// Adds one KV head's error vectors. `output_proj` [group * value_dim, hidden].
+  void add(const HeadDelta& delta, MatrixView<const float> output_proj, std::size_t group, std::size_t value_dim,
+           StepRange steps);
+  /// Squared norms [steps] of one budget, summed over hidden in order.
+  std::vector<double> squared_norms(std::size_t budget) const;
+
+  static std::size_t bytes_needed(std::size_t budgets, std::size_t hidden, std::size_t steps) {
+    return budgets * hidden * round_up(steps, kRowPad) * sizeof(float);
+  }
+
+ private:
+  std::size_t budgets_ = 0, hidden_ = 0, steps_ = 0;
+  Matrix<float> sum_;  // [budgets * hidden, steps]
+};
+
+}  // namespace kvsim

@@ -1,0 +1,65 @@
+// Replays one unit, a layer of a trace: all variants, all budgets, all heads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sim/exact_steps.h"
+#include "sim/results.h"
+#include "sim/selection.h"
+#include "traces/trace.h"
+#include "traces/trace_reader.h"
+
+namespace kvsim {
+
+/// Hands out the KV heads of the unit, 0 .. H-1, as often as UnitSettings::passes() says.
+class BlockSource {
+ public:
+  virtual ~BlockSource() = default;
+  virtual HeadBlock next() = 0;
+};
+
+/// How a unit is cut to fit into memory. Results do not depend on it.
+struct UnitMemory {
+  bool hold = true;               // all heads of the layer stay in memory between scoring and measuring
+  std::size_t step_chunk = 0;     // decode steps whose weights are held at once; a multiple of kStepBlock, or all
+  std::size_t variant_batch = 0;  // variants scored and measured together
+  std::uint64_t bytes = 0;        // estimated peak
+  /// How often the heads are read: twice per batch, or once when they are held.
+  std::size_t passes(std::size_t variants) const { return hold ? 1 : 2 * ((variants + variant_batch - 1) / variant_batch); }
+};
+
+/// What is measured on a unit.
+struct UnitSettings {
+  std::span<const Variant> variants;
+  std::span<const BudgetPoint> budgets;
+  std::vector<std::string> metrics;  // chosen names, in registered order
+  bool save_kept = false;
+  bool detail = false;
+  bool fail_fast = false;
+  UnitMemory memory;
+};
+
+/// Chosen metric names by level, in registered order.
+std::vector<std::string> metrics_of_level(std::span<const std::string> chosen, MetricInfo::Level level);
+
+/// Geometry, logit rule, evidence of the layer.
+LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordinal);
+
+/// Why `policy` cannot run on this layer, with the kvsim-record option that would help; empty when it can.
+std::string missing_need(const Policy& policy, const TraceInfo& trace, const LayerInfo& layer);
+
+/// Union of what the variants read.
+BlockRequest block_request(std::span<const Variant> variants, const TraceInfo& trace, const LayerInfo& layer, bool project);
+
+/// Fits a unit into `limit` bytes. Throws UserError with the number needed when nothing fits.
+UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant> variants,
+                       std::size_t budgets, std::size_t hidden, int threads, std::uint64_t limit);
+
+/// Runs the unit. A variant that throws UserError becomes a failure and the others go on (unless fail_fast).
+UnitResult replay_unit(const LayerContext& layer, const UnitSettings& settings, BlockSource& source);
+
+}  // namespace kvsim
