@@ -52,8 +52,11 @@ def _thin(ticks, most):
     return ticks[::-1][::step][::-1]
 
 
-def y_axis(ax, values, metric, allow_log=True):
-    """Scales the axis to `values`; a log scale for errors that span it. Returns True when it is a log scale."""
+def y_axis(ax, values, metric, allow_log=True, linear_too=()):
+    """Scales the axis to `values`; a log scale for errors that span it. Returns True when it is a log scale.
+
+    `linear_too` are values that a linear axis also has to show.
+    """
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     positive = values[values > EXACT]
@@ -64,9 +67,10 @@ def y_axis(ax, values, metric, allow_log=True):
         ax.set_ylim(low, high)
         ticks = _log_ticks(low, high)
         ax.yaxis.set_major_locator(FixedLocator(ticks))
-        ax.yaxis.set_major_formatter(FixedFormatter([f"{t:g}" for t in ticks]))
+        ax.yaxis.set_major_formatter(FixedFormatter([_log_text(t) for t in ticks]))
         ax.yaxis.set_minor_formatter(NullFormatter())
         return True
+    values = np.concatenate([values, [v for v in linear_too if np.isfinite(v)]])
     if len(values):
         low, high = values.min(), values.max()
         if "bytes" not in metric and low >= 0 and low < 0.35 * high:
@@ -75,6 +79,14 @@ def y_axis(ax, values, metric, allow_log=True):
         ax.set_ylim(low - pad, high + pad)
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     return False
+
+
+def _log_text(value):
+    """0.002 as it is, 0.0003 as 3 x 10^-4."""
+    if value >= 0.001:
+        return f"{value:g}"
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"$\\mathdefault{{{'' if digit == '1' else digit + chr(92) + 'cdot '}10^{{{int(exponent)}}}}}$"
 
 
 def _log_ticks(low, high):

@@ -28,7 +28,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse with faults in one line and the nearest valid word."""
 
     def error(self, message):
-        raise UserError(f"{message} (see: {self.prog} --help)")
+        hint = "; write the folder before --y and --layer" if message.endswith("required: DIR") else ""
+        raise UserError(f"{message}{hint} (see: {self.prog} --help)")
 
     def option_names(self):
         return [s for action in self._actions for s in action.option_strings]

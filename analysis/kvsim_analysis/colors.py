@@ -52,7 +52,7 @@ def shades(color, count, theme="light"):
     if count == 1:
         return [color]
     light, chroma, hue = to_lch(color)
-    low, high = (0.36, 0.78) if theme == "light" else (0.56, 0.93)
+    low, high = (0.36, 0.78) if theme == "light" else (0.54, 0.87)
     span = min(0.40, 0.13 * (count - 1)) / 2
     center = min(max(light, low + span), high - span)
     return [from_lch(v, chroma, hue) for v in np.linspace(center - span, center + span, count)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import select
 from .bootstrap import mean_interval
-from .errors import UserError
+from .errors import UndefinedMetric, UserError
 
 X_NAMES = ("budget_tokens", "resident_tokens", "resident_bytes", "resident_union_bytes", "fraction")
 
@@ -55,7 +55,7 @@ def gather(source, metric, variants, x="budget_tokens", stat="mean", wanted_laye
         mean, low, high = mean_interval(y[:, v, points], seed)
         curves[v] = Curve(at[order], mean, low, high, mean_interval(budgets[:, v, points])[0])
     if not any(np.isfinite(c.mean).any() for c in curves.values()):
-        raise UserError(f"{metric} is undefined in every row chosen from {source.path}")
+        raise UndefinedMetric(f"{metric} is undefined in every row chosen from {source.path}")
     trimmed = trim and bool((trivial[variants] & seen[variants]).any())
     return CurveData(curves, trimmed, int(np.isfinite(y[:, variants]).any((1, 2)).sum()))
 

@@ -7,6 +7,10 @@ class UserError(RuntimeError):
     """Wrong use or unreadable input; the message is one line: what, where, what to do."""
 
 
+class UndefinedMetric(UserError):
+    """A metric that the run has, but without a value in any chosen row."""
+
+
 def nearest(name, known):
     """The known name most like `name`, or None when nothing is similar."""
     lowered = {str(k).lower(): str(k) for k in known}

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from .style import THEMES
 
-LEFT, RIGHT, GAP = 0.64, 0.14, 0.66               # inches beside and between panels
+LEFT, RIGHT, GAP = 0.70, 0.16, 0.68               # inches beside and between panels
 HEADER, BELOW, PAD = 0.21, 0.47, 0.10             # above a panel, under it (ticks and label), between blocks
 PANEL_SIZES = {1: (4.7, 3.0), 2: (3.5, 2.6), 3: (2.62, 2.4)}
 
@@ -21,7 +21,7 @@ class Page:
 
     def __init__(self, count, theme, columns=3, size=None, gap=GAP, row_gap=0.0, right=RIGHT, header=HEADER, left=LEFT):
         self.theme = THEMES[theme]
-        self.columns = min(count, columns)
+        self.columns = 2 if count == 4 and columns == 3 else min(count, columns)
         self.rows = -(-count // self.columns)
         self.size = size or PANEL_SIZES[min(3, self.columns)]
         self.gap, self.row_gap, self.header, self.left = gap, row_gap, header, left
@@ -54,7 +54,7 @@ class Page:
         """Adds small print: what was averaged, what the band is, what was left out."""
         text = "; ".join(s for s in sentences if s)
         if text:
-            lines = "\n".join(textwrap.wrap(text[0].upper() + text[1:] + ".", int((self.width - self.left) * 16.0)))
+            lines = "\n".join(textwrap.wrap(text[0].upper() + text[1:] + ".", int((self.width - self.left) * 18.0)))
             self.blocks.append(self.figure.text(0, 0, lines, fontsize=7, color=self.theme["faint"], va="top",
                                                 linespacing=1.35))
 

@@ -31,7 +31,7 @@ class Pool:
         self.folder = runs[0].folder
         self.path = ", ".join(r.path for r in runs)
         self.attributes = runs[0].attributes
-        self.trace_table, trace_maps = _union([r.trace_table for r in runs], _trace_keys)
+        self.trace_table, trace_maps = _union([r.trace_table for r in runs], trace_keys)
         self.variant_table, variant_maps = _union([r.variant_table for r in runs], lambda t: list(t["spec"]))
         self.metric_table, _ = _union([r.metric_table for r in runs], lambda t: list(t["name"]))
         budgets, budget_maps = _union([{"text": r.budgets} for r in runs], lambda t: list(t["text"]))
@@ -94,7 +94,7 @@ class Pool:
                                 f"they cannot share one figure, use: kvsim-plot compare {folders}")
 
 
-def _trace_keys(table):
+def trace_keys(table):
     """What identifies a trace across runs: its digest, or its name where none was recorded."""
     digests = table.get("digest", [""] * len(table["name"]))
     return [str(d) or f"name:{n}" for d, n in zip(digests, table["name"])]

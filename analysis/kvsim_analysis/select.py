@@ -77,6 +77,12 @@ def metric_info(source, metric):
     return ("" if unit is None else str(unit[i])), str(source.metric_table["direction"][i])
 
 
+def in_summary(source, metric):
+    """True if the run has the metric in /summary."""
+    columns = source.column_names["summary"]
+    return metric in source.metric_names and (f"{metric}_mean" in columns or metric in columns)
+
+
 def summary_column(source, metric, stat):
     """Name of the /summary column of a metric's statistic."""
     columns = source.column_names["summary"]

@@ -44,7 +44,7 @@ class Look:
         page = THEMES[theme]["page"]
         style = dict(color=self.color, linestyle=self.dashes, linewidth=width, zorder=2 if self.reference else 3)
         if self.marker:
-            style.update(marker=self.marker, markersize=size * (1.25 if self.marker in "*Pp" else 1.0),
+            style.update(marker=self.marker, markersize=size * {"*": 1.6, "P": 1.3, "p": 1.2}.get(self.marker, 1.0),
                          markerfacecolor=page if self.hollow else self.color,
                          markeredgecolor=self.color if self.hollow else page, markeredgewidth=0.9 if self.hollow else 0.45)
         return style

@@ -111,7 +111,7 @@ def _metric_values(table, specs, prompts, decode, seed, names, shift):
     noise = np.random.default_rng(seed + 1).normal(size=len(share))
     easy = np.exp(0.25 * hard + 0.06 * noise)
     cover = np.clip(share ** (1 - 0.75 * np.clip(skill, 0, 1.1)), 0, 1)
-    error = np.clip(1.1 * easy * (1 - share) ** (0.6 + 4 * skill) * np.exp(-2.2 * skill), 1e-5, None)
+    error = np.clip(1.1 * easy * (1 - share) ** (0.6 + 0.7 * skill) * np.exp(-2.2 * skill - 1.2 * skill * share), 1e-5, None)
     error[table["evicted"] == 0] = 3e-8
     agree = np.clip(share + (1 - share) * np.clip(skill, 0, 1) * (0.85 + 0.04 * hard) + 0.01 * noise * (1 - share), 0, 1)
     agree[np.isclose(skill, 1.0) | (share >= 1)] = 1.0

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 from .. import axes, curves, options, output, pool, select, style
-from ..errors import UserError
+from ..errors import UndefinedMetric, UserError
 from ..page import Page
 
 NAME = "curve"
@@ -47,10 +47,10 @@ def draw(source, args):
     """The figure for parsed options; raises UserError when the results lack what is asked."""
     variants = select.Variants(source)
     chosen = variants.choose(args.policy, args.variant, not args.no_references)
-    gathered = {m: curves.gather(source, m, chosen, args.x, args.stat, args.layer, args.seed) for m in _metrics(source, args)}
+    gathered = _gather(source, chosen, args)
     looks = dict(zip(chosen, style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme)))
     page = Page(len(gathered), args.theme)
-    ends = _x_range(gathered)
+    ends = _x_range(source, gathered)
     line = _prompt_line(source, args.x, ends)
     for ax, (metric, data) in zip(page.axes, gathered.items()):
         axes.log_x(ax, args.x, ends[0], max(ends[1], line or 0), page.size[0])
@@ -71,13 +71,28 @@ def draw(source, args):
     return page.finish()
 
 
+def _gather(source, chosen, args):
+    """{metric: CurveData}; a default panel without any value is left out, one that was asked for is an error."""
+    gathered, fault = {}, None
+    for metric in _metrics(source, args):
+        try:
+            gathered[metric] = curves.gather(source, metric, chosen, args.x, args.stat, args.layer, args.seed)
+        except UndefinedMetric as error:
+            fault = error
+            if args.y:
+                raise
+    if not gathered:
+        raise fault
+    return gathered
+
+
 def _metrics(source, args):
     """The metrics of the panels: those asked for, or the default ones that this run has."""
     if args.y:
         for metric in args.y:
             select.metric_info(source, metric)
         return list(dict.fromkeys(args.y))
-    found = [next((m for m in names if m in source.metric_names), None) for names in PANELS]
+    found = [next((m for m in names if select.in_summary(source, m)), None) for names in PANELS]
     found = [m for m in found if m]
     options.require(found, f"{source.path} has none of the default metrics; choose with --y: {', '.join(source.metric_names)}")
     if args.stat not in ("mean", "p50"):
@@ -89,9 +104,11 @@ def _metrics(source, args):
     return found
 
 
-def _x_range(gathered):
-    """Smallest and largest x of the variants; of the references too when there is nothing else."""
-    xs = [c.x[np.isfinite(c.x) & (c.x > 0)] for d in gathered.values() for i, c in d.curves.items()]
+def _x_range(source, gathered):
+    """Smallest and largest x of the variants; `full`, drawn as a level, counts only when there is nothing else."""
+    shown = [(i, c) for d in gathered.values() for i, c in d.curves.items()]
+    shown = [c for i, c in shown if not _is_full(source, i)] or [c for _, c in shown]
+    xs = [c.x[np.isfinite(c.x) & (c.x > 0)] for c in shown]
     xs = np.concatenate(xs) if xs else np.array([])
     if not len(xs):
         raise UserError("nothing to draw: no budget of the chosen variants has a size")
@@ -113,7 +130,8 @@ def _prompt_line(source, x, ends):
 def _panel(page, ax, source, metric, data, looks, args):
     unit, direction = select.metric_info(source, metric)
     body = [c.mean for i, c in data.curves.items() if not _is_full(source, i)] or [c.mean for c in data.curves.values()]
-    log = axes.y_axis(ax, np.concatenate(body), metric)
+    levels = [np.nanmedian(c.mean) for i, c in data.curves.items() if _is_full(source, i) and np.isfinite(c.mean).any()]
+    log = axes.y_axis(ax, np.concatenate(body), metric, linear_too=levels)
     crowded = sum(not looks[i].reference for i in data.curves) > CROWDED
     note = f"{direction} is better"
     for i, curve in data.curves.items():

@@ -1,6 +1,131 @@
-NAME="steps"
-SUMMARY="x"
-EXAMPLES=""
-"""d"""
-def add_arguments(p): pass
-def run(a): return ""
+"""Draws metrics over the decode steps, for chosen variants at one budget.
+
+This needs per-step values, which a run keeps only when asked: kvsim run ... --detail steps
+"""
+
+import matplotlib
+import numpy as np
+
+from .. import axes, options, output, pool, select, style
+from ..errors import UserError
+from ..page import Page
+
+NAME = "steps"
+SUMMARY = "a metric over the decode steps (needs `kvsim run --detail steps`)"
+EXAMPLES = """examples:
+  kvsim run trace.h5 --policy snapkv --policy h2o --budget 128 --detail steps --out runs/steps
+  kvsim-plot steps runs/steps --budget 128
+  kvsim-plot steps runs/steps --budget 128 --y output_error miss_rate --variant snapkv --variant h2o --smooth 8
+  kvsim-plot steps runs/steps --layer 4 --kv-head 0
+"""
+
+
+def add_arguments(parser):
+    options.add_folders(parser)
+    parser.add_argument("--y", nargs="+", metavar="METRIC", help="metrics to draw, one panel each (default: output_error)")
+    parser.add_argument("--budget", metavar="B", help="tokens, or a percentage of the run such as 10%% (default: near an eighth of the prompt)")
+    parser.add_argument("--trace", metavar="NAME", help="one trace instead of the mean over all")
+    parser.add_argument("--kv-head", type=options.whole_number, metavar="N", help="one KV head instead of the mean over all")
+    parser.add_argument("--smooth", type=options.whole_number, default=1, metavar="N", help="running mean over N steps (default: 1, none)")
+    options.add_variants(parser)
+    options.add_layers(parser)
+    options.add_output(parser, NAME)
+
+
+def run(args):
+    path, extension = output.output_path(args.output, args.folders[0], NAME)
+    with matplotlib.rc_context(style.rc(args.theme)):
+        output.write(draw(pool.open_all(args.folders), args), path, extension)
+    return path
+
+
+def draw(source, args):
+    """The figure for parsed options."""
+    metrics = list(dict.fromkeys(args.y or (["output_error"] if "output_error" in source.detail_metrics else source.detail_metrics[:1])))
+    for metric in metrics or ["output_error"]:
+        select.metric_info(source, metric)
+        source.detail_arrays(metric)
+    variants = select.Variants(source)
+    chosen = variants.choose(args.policy, args.variant, not args.no_references)
+    label, _ = select.budget(source, args.budget)
+    lines = {m: _lines(source, m, chosen, label, args) for m in metrics}
+    looks = dict(zip(chosen, style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme)))
+    page = Page(len(metrics), args.theme, columns=2, size=(4.6, 2.7) if len(metrics) > 1 else (6.2, 3.2))
+    for ax, (metric, drawn) in zip(page.axes, lines.items()):
+        _panel(page, ax, source, metric, drawn, looks, args)
+    seen = [i for i in chosen if any(i in d for d in lines.values())]
+    page.legend([looks[i] for i in seen if not looks[i].reference])
+    page.legend([looks[i] for i in seen if looks[i].reference], "references")
+    where = f"KV head {args.kv_head}" if args.kv_head is not None else "KV heads"
+    layers = "layers" if not args.layer else "layers " + ", ".join(map(str, sorted(args.layer)))
+    traces = 1 if args.trace else len(source.trace_names)
+    page.notes(options.lengths_of(source), f"budget {label}", f"mean over {layers}{',' if traces > 1 else ' and'} {where}" + (f" and {traces} traces" if traces > 1 else ""),
+               f"running mean over {args.smooth} steps" if args.smooth > 1 else "")
+    page.title(options.title_of(source, args.title))
+    return page.finish()
+
+
+def _lines(source, metric, chosen, label, args):
+    """{variant: [step]} of means over the chosen cells, smoothed."""
+    cells, values = source.detail_arrays(metric)
+    trace = options.one_trace(source, args.trace)
+    keep = _at_budget(source, cells, label)
+    keep &= np.isin(cells["layer"], select.layers(source, args.layer))
+    if trace is not None:
+        keep &= cells["trace"] == trace
+    if args.kv_head is not None:
+        heads = sorted({int(h) for h in np.unique(cells["kv_head"])})
+        options.require(args.kv_head in heads, f"no KV head {args.kv_head} here; there are 0 to {heads[-1]}")
+        keep &= cells["kv_head"] == args.kv_head
+    out = {}
+    for i in chosen:
+        rows = keep & (cells["variant"] == i)
+        if rows.any() and np.isfinite(values[rows]).any():
+            out[i] = _smooth(_mean(values[rows].astype(float)), args.smooth)
+    if not out:
+        raise UserError(f"there are no per-step values of {metric} at budget {label} for the chosen variants")
+    return out
+
+
+def _at_budget(source, cells, label):
+    """Cells of the budget that select.budget found: a size, or a percentage taken of every trace's prompt."""
+    number, percent = label.split()[0], label.endswith("%")
+    if not percent:
+        return cells["budget_tokens"] == int(number)
+    request = source.column("rows", "budget_request") == [str(b) for b in source.budgets].index(label)
+    pairs = {(int(t), int(b)) for t, b in zip(source.column("rows", "trace")[request], source.column("rows", "budget_tokens")[request])}
+    return np.array([(int(t), int(b)) in pairs for t, b in zip(cells["trace"], cells["budget_tokens"])], bool)
+
+
+def _mean(values):
+    present = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(present.any(0), np.where(present, values, 0).sum(0) / present.sum(0), np.nan)
+
+
+def _smooth(values, width):
+    """Centred running mean; at the ends over the steps there are."""
+    if width <= 1:
+        return values
+    present = np.isfinite(values)
+    kernel = np.ones(min(width, len(values)))
+    count = np.convolve(present, kernel, "same")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.convolve(np.where(present, values, 0), kernel, "same") / count
+
+
+def _panel(page, ax, source, metric, drawn, looks, args):
+    unit, direction = select.metric_info(source, metric)
+    full = [i for i in drawn if str(source.variant_table["policy"][i]) == "full"]
+    body = [v for i, v in drawn.items() if i not in full] or list(drawn.values())
+    log = axes.y_axis(ax, np.concatenate(body), metric, linear_too=[float(np.nanmax(drawn[i])) for i in full])
+    for i, values in drawn.items():
+        kwargs = looks[i].line(args.theme, 1.2, 3.6)
+        steps = np.arange(len(values))
+        if log and i in full:
+            continue
+        ax.plot(steps, values, markevery=(0, max(1, len(values) // 12)), **kwargs)
+    ax.set_xlim(-0.5, max(len(v) for v in drawn.values()) - 0.5)
+    ax.set_xlabel("decode step")
+    ax.set_ylabel(style.axis_label(metric, unit))
+    page.panel_note(ax, f"{direction} is better" + ("; full lies below" if log and full else ""))
