@@ -87,6 +87,20 @@ double Object::float_attribute(std::string_view name) const {
   return value;
 }
 
+bool Object::bool_attribute(std::string_view name) const {
+  const Session session;
+  const std::string key(name);
+  const Handle attribute = open_scalar(key);
+  const Handle type(H5Aget_type(attribute.get()), H5Tclose);
+  if (H5Tget_class(type.get()) != H5T_ENUM) return int_attribute(name) != 0;
+  std::int64_t bits = 0;
+  if (H5Tget_size(type.get()) > sizeof bits) {
+    throw UserError("{}@{}: found {}, expected 0 or 1", where(), key, describe_type(type.get()));
+  }
+  require(H5Aread(attribute.get(), type.get(), &bits), where() + "@" + key, "read the attribute");
+  return bits != 0;
+}
+
 void Object::write_scalar(const std::string& name, hid_t file_type, hid_t memory_type, const void* value) {
   const std::string what = where() + "@" + name;
   if (H5Aexists(id(), name.c_str()) > 0)

@@ -28,6 +28,8 @@ class Object {
   std::string string_attribute(std::string_view name) const;
   std::int64_t int_attribute(std::string_view name) const;
   double float_attribute(std::string_view name) const;
+  /// An integer, or the two-valued enumeration that h5py stores for a bool.
+  bool bool_attribute(std::string_view name) const;
 
   /// Creates or replaces a scalar attribute (variable-length utf-8, int64, float64).
   void set_attribute(std::string_view name, std::string_view value);
