@@ -42,6 +42,12 @@ struct FieldDescription {
 };
 std::vector<FieldDescription> describe_fields(std::string_view name);
 
+/// The same three for anything that declares fields (page policies, predictors): bind the arguments of `spec`, print
+/// `name(key=value,...)`, describe.
+void bind_fields(const SpecValue& spec, const std::function<void(FieldVisitor&)>& fields);
+std::string print_fields(std::string_view name, const std::function<void(FieldVisitor&)>& fields);
+std::vector<FieldDescription> describe_fields(const std::function<void(FieldVisitor&)>& fields);
+
 /// The candidate with the smallest edit distance, or empty when none is near.
 std::string nearest_name(std::string_view word, const std::vector<std::string>& candidates);
 

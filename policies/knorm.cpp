@@ -1,0 +1,29 @@
+// Key norm: tokens whose keys are short draw the most attention, so the smallest norms are kept.
+//
+// Devoto et al., "A simple and effective L2 norm-based strategy for KV cache compression", arXiv:2406.11430,
+// as in kvpress (KnormPress): all layers, no sinks, no window; the authors leave the first two layers
+// uncompressed.
+#include "policies/recipe.h"
+#include "policies/registry.h"
+
+namespace kvsim {
+namespace {
+
+constexpr PolicyTraits kTraits{.name = "knorm",
+                               .summary = "smallest key norms",
+                               .reference = "arXiv:2406.11430; kvpress KnormPress",
+                               .accounting = "budget tokens per KV head; nothing is protected"};
+
+struct Knorm final : Policy {
+  const PolicyTraits& traits() const override { return kTraits; }
+  void fields(FieldVisitor&) override {}
+  Need needs() const override { return Need::keys; }
+  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+    out[0].score = to_scores(key_norm_scores(head.keys()));
+  }
+};
+
+const RegisterPolicy<Knorm> registered{kTraits};
+
+}  // namespace
+}  // namespace kvsim

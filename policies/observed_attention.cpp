@@ -1,0 +1,43 @@
+// Observed attention: the mean attention that a token got from the prompt queries that could see it.
+//
+// kvpress ObservedAttentionPress (after H2O, arXiv:2306.14048): the column sum of the causal attention
+// divided by T - t, mean over the group; no recent window and no sinks, so the newest tokens, seen by few
+// queries, are judged by those few.
+#include "policies/recipe.h"
+#include "policies/registry.h"
+
+namespace kvsim {
+namespace {
+
+constexpr PolicyTraits kTraits{.name = "observed_attention",
+                               .summary = "mean attention over the prompt queries that see the token",
+                               .reference = "kvpress ObservedAttentionPress, after arXiv:2306.14048",
+                               .accounting = "budget tokens per KV head; nothing is protected"};
+
+struct ObservedAttention final : Policy {
+  std::size_t group_ = 0;
+  std::size_t unit_ = 0;
+
+  const PolicyTraits& traits() const override { return kTraits; }
+  void fields(FieldVisitor& f) override {
+    f.choice("group", group_, kGroupChoices, "how the query heads of a KV head are joined");
+    f.choice("unit", unit_, kUnitChoices, "what owns a kept set: a KV head or a query head");
+  }
+  Need needs() const override { return Need::prompt_attention; }
+  Unit unit() const override { return unit_ == 0 ? Unit::kv : Unit::query; }
+
+  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+    Recipe recipe;
+    recipe.query = QuerySource::all;
+    recipe.base = Base::attention;
+    recipe.reduce = {{.kind = Reducer::Kind::visible},
+                     {.kind = Reducer::Kind::group, .group = static_cast<Group>(group_)}};
+    recipe.unit = unit();
+    recipe.score(head, kTraits.name, out);
+  }
+};
+
+const RegisterPolicy<ObservedAttention> registered{kTraits};
+
+}  // namespace
+}  // namespace kvsim
