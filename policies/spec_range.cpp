@@ -77,11 +77,12 @@ std::string decimal_text(std::int64_t units, int places) {
   const auto p = static_cast<std::size_t>(places);
   if (digits.size() <= p) digits.insert(0, p + 1 - digits.size(), '0');
   if (p > 0) {
-    digits.insert(digits.size() - p, ".");
+    digits.insert(digits.end() - places, '.');
     while (digits.back() == '0') digits.pop_back();
     if (digits.back() == '.') digits.pop_back();
   }
-  return units < 0 ? '-' + digits : digits;
+  if (units < 0) digits.insert(digits.begin(), '-');
+  return digits;
 }
 
 std::vector<std::string> arithmetic(std::string_view range, std::string_view a, std::string_view b,
