@@ -101,18 +101,6 @@ std::vector<FieldDescription> describe_fields(const std::function<void(FieldVisi
   return std::move(describer.fields);
 }
 
-std::string print_fields(std::string_view name, const std::function<void(FieldVisitor&)>& fields) {
-  Printer printer;
-  fields(printer);
-  return printer.arguments.empty() ? std::string(name) : fmt::format("{}({})", name, printer.arguments);
-}
-
-std::vector<FieldDescription> describe_fields(const std::function<void(FieldVisitor&)>& fields) {
-  Describer describer;
-  fields(describer);
-  return std::move(describer.fields);
-}
-
 std::string canonical_spec(const Policy& policy) {
   // One description serves all visitors; printing only reads.
   return print_fields(policy.traits().name, [&](FieldVisitor& v) { const_cast<Policy&>(policy).fields(v); });
