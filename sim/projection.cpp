@@ -37,4 +37,9 @@ std::vector<double> ProjectedError::squared_norms(std::size_t budget) const {
   return norms;
 }
 
+void ProjectedError::add_to(Matrix<float>& to) const {
+  for (std::size_t m = 0; m < hidden_; ++m)
+    for (std::size_t t = 0; t < steps_; ++t) to(m, t) += sum_(m, t);
+}
+
 }  // namespace kvsim

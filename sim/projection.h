@@ -19,6 +19,9 @@ class ProjectedError {
   /// Squared norms [steps] of one budget, summed over hidden in order.
   std::vector<double> squared_norms(std::size_t budget) const;
 
+  /// Adds the sums of the only budget to `to` [hidden, steps].
+  void add_to(Matrix<float>& to) const;
+
   static std::size_t bytes_needed(std::size_t budgets, std::size_t hidden, std::size_t steps) {
     return budgets * hidden * round_up(steps, kRowPad) * sizeof(float);
   }

@@ -1,0 +1,160 @@
+// What a unit needs before it runs: its context, what it reads, and how it fits into memory.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "kernels/error.h"
+#include "sim/projection.h"
+#include "sim/unit.h"
+
+namespace kvsim {
+
+std::vector<std::string> metrics_of_level(std::span<const std::string> chosen, MetricInfo::Level level) {
+  std::vector<std::string> names;
+  for (const MetricInfo& metric : all_metrics())
+    if (metric.level == level && std::find(chosen.begin(), chosen.end(), metric.name) != chosen.end())
+      names.emplace_back(metric.name);
+  return names;
+}
+
+LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordinal) {
+  const LayerInfo& layer = trace.layers[layer_ordinal];
+  LayerContext context;
+  LayerGeometry& g = context.geometry;
+  g.layer = layer.index;
+  g.model_layers = trace.num_layers;
+  for (const LayerInfo& recorded : trace.layers) g.recorded_layers.push_back(recorded.index);
+  g.prompt = trace.prompt_len;
+  g.decode = trace.decode_len;
+  g.kv_heads = trace.num_kv_heads;
+  g.group = trace.group();
+  g.key_dim = trace.head_dim;
+  g.value_dim = trace.value_dim;
+  g.softmax_scale = layer.softmax_scale;
+  g.sliding_window = layer.sliding_window;
+  g.trace_digest = trace.digest_key;
+  context.rule = {layer.softmax_scale, layer.logit_softcap, layer.sliding_window};
+  context.inverse_frequency = layer.inverse_frequency;
+  context.rope_layout = trace.rope_layout;
+  context.attention_scaling = layer.attention_scaling;
+  context.element_bytes = size_of(trace.dtype);
+  for (const Segment& segment : trace.segments) {
+    const auto end = std::min<std::uint32_t>(segment.end, static_cast<std::uint32_t>(g.prompt));
+    if (segment.kind == "evidence" && segment.begin < end) context.evidence.emplace_back(segment.begin, end);
+  }
+  return context;
+}
+
+std::string missing_need(const Policy& policy, const TraceInfo& trace, const LayerInfo& layer) {
+  const std::size_t prompt_queries = layer.prompt_queries(trace.prompt_len);
+  const bool all_queries = prompt_queries >= trace.prompt_len;
+  const Need needs = policy.needs();
+  const auto without = [&](std::string_view what, std::string_view how) {
+    return fmt::format("needs {}, which layer {} of {} lacks: record with {}", what, layer.index, trace.path, how);
+  };
+  if (has(needs, Need::window_queries) && policy.window() > prompt_queries) {
+    if (policy.window() > trace.prompt_len)
+      return fmt::format("needs the last {} prompt queries, the prompt of {} has {} tokens: choose a smaller window",
+                         policy.window(), trace.path, trace.prompt_len);
+    return fmt::format("needs the last {} prompt queries, layer {} of {} holds {}: record with --queries window:{}",
+                       policy.window(), layer.index, trace.path, prompt_queries, policy.window());
+  }
+  const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") != layer.attention_stats.end();
+  if (has(needs, Need::prompt_attention) && !has_sum && !all_queries)
+    return without("the attention of all prompt queries", "--stats or --queries all");
+  if (has(needs, Need::query_stats) && !layer.has_query_stats && !all_queries)
+    return without("statistics of the prompt's queries before the rotary embedding", "--stats or --queries all");
+  return {};
+}
+
+BlockRequest block_request(std::span<const Variant> variants, const TraceInfo& trace, const LayerInfo& layer, bool project) {
+  BlockRequest request;
+  request.output_proj = project && layer.has_output_proj;
+  const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") != layer.attention_stats.end();
+  for (const Variant& variant : variants) {
+    if (!missing_need(*variant.policy, trace, layer).empty()) continue;
+    const Need needs = variant.policy->needs();
+    if (has(needs, Need::window_queries))
+      request.prompt_queries = std::max<std::size_t>(request.prompt_queries, variant.policy->window());
+    if (has(needs, Need::prompt_attention)) {
+      request.attention_stats |= has_sum;
+      request.all_queries |= !has_sum;
+    }
+    if (has(needs, Need::query_stats)) {
+      request.query_stats |= layer.has_query_stats;
+      request.all_queries |= !layer.has_query_stats;
+    }
+  }
+  return request;
+}
+
+namespace {
+
+/// The parts of a unit's memory.
+struct Sizes {
+  std::uint64_t block = 0, raw = 0, window = 0, score = 0, projection = 0, task = 0, heads = 0;
+};
+
+Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant> variants,
+                 std::size_t budgets, std::size_t hidden) {
+  const LayerGeometry& g = layer.geometry;
+  const std::uint64_t tokens = g.prompt + g.decode;
+  const std::uint64_t queries = g.group * (g.decode + (request.all_queries ? g.prompt : request.prompt_queries));
+  Sizes sizes;
+  const std::uint64_t elements = tokens * (g.key_dim + g.value_dim) + queries * g.key_dim;
+  sizes.block = elements * sizeof(float);
+  if (request.attention_stats) sizes.block += g.group * g.prompt * sizeof(float) * 3;
+  if (request.output_proj) sizes.block += g.group * g.value_dim * hidden * sizeof(float);
+  // While a block is read, one of its tensors is held in the file's own type too.
+  sizes.raw = tokens * std::max(g.key_dim, g.value_dim) * layer.element_bytes;
+  sizes.window = g.prompt * round_up(g.group * request.prompt_queries, kRowPad) * sizeof(float);
+  std::uint64_t most_units = g.kv_heads;
+  for (const Variant& variant : variants)
+    if (variant.policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
+  // Scores, order, and the hindsight order, each four bytes a token.
+  sizes.score = most_units * g.prompt * 3 * sizeof(float);
+  if (request.output_proj) sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode);
+  const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
+  sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
+               (request.output_proj ? budgets * rows * g.value_dim * sizeof(float) : 0);
+  sizes.heads = g.kv_heads * g.group * g.prompt * 2 * sizeof(float);
+  return sizes;
+}
+
+}  // namespace
+
+UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant> variants,
+                       std::size_t budgets, std::size_t hidden, int threads, std::uint64_t limit) {
+  const LayerGeometry& g = layer.geometry;
+  const Sizes sizes = unit_sizes(layer, request, variants, budgets, hidden);
+  // The program itself, results of finished units, and what the allocator keeps back.
+  constexpr std::uint64_t kBase = 96ull << 20;
+  const auto n = static_cast<std::uint64_t>(threads);
+  const auto steps_bytes = [&](std::size_t steps) { return static_cast<std::uint64_t>(ExactSteps::bytes_needed(g, steps, true)); };
+  UnitMemory memory;
+  memory.step_chunk = std::max<std::size_t>(g.decode, 1);
+  memory.variant_batch = std::max<std::size_t>(variants.size(), 1);
+  // Held: the layer's heads with their weights, and two blocks read ahead.
+  memory.bytes = kBase + g.kv_heads * (sizes.block + steps_bytes(g.decode) + sizes.window) + 2 * sizes.block + sizes.raw +
+                 variants.size() * sizes.score + n * (sizes.projection + sizes.task) + sizes.heads;
+  if (memory.bytes <= limit) return memory;
+  memory.hold = false;
+  const auto need = [&](std::size_t chunk, std::size_t batch) {
+    return kBase + 2 * sizes.block + sizes.raw + std::max(steps_bytes(chunk), sizes.window) +
+           batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads;
+  };
+  // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself: halve the larger cost first.
+  const std::size_t whole = round_up(std::max<std::size_t>(g.decode, 1), kStepBlock);
+  memory.step_chunk = whole;
+  while (need(memory.step_chunk, 1) > limit && memory.step_chunk > kStepBlock)
+    memory.step_chunk = round_up(memory.step_chunk / 2, kStepBlock);
+  const std::uint64_t least = need(memory.step_chunk, 1);
+  if (least > limit)
+    throw UserError("--memory {} MiB is too little: layer {} (prompt {}, {} query heads per KV head) needs {} MiB", limit >> 20,
+                    g.layer, g.prompt, g.group, (least >> 20) + 1);
+  while (need(memory.step_chunk, memory.variant_batch) > limit) memory.variant_batch = (memory.variant_batch + 1) / 2;
+  memory.bytes = need(memory.step_chunk, memory.variant_batch);
+  return memory;
+}
+
+}  // namespace kvsim
