@@ -50,8 +50,8 @@ class UnitReplay {
         row_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::row)),
         layer_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::layer)), heads_(g_.kv_heads),
         oracles_(g_.kv_heads), states_(settings.variants.size()) {
-    for (const Variant& variant : settings.variants) {
-      if (has(variant.policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant.policy->window());
+    for (const Variant* variant : settings.variants) {
+      if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
     }
   }
 
@@ -117,7 +117,7 @@ void UnitReplay::for_variants(std::size_t first, std::size_t last, const Task& t
     try {
       std::rethrow_exception(errors[v - first]);
     } catch (const UserError& error) {
-      if (settings_.fail_fast) throw UserError("{}: {}", settings_.variants[v].entry.spec, error.what());
+      if (settings_.fail_fast) throw UserError("{}: {}", settings_.variants[v]->entry.spec, error.what());
       states_[v] = VariantState();
       states_[v].failed = true;
       states_[v].failure = error.what();
@@ -171,7 +171,7 @@ void UnitReplay::make_features(std::size_t kv) {
 void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last) {
   const BlockFeatures& features = *heads_[kv].features;
   for_variants(first, last, [&](std::size_t v) {
-    const Policy& policy = *settings_.variants[v].policy;
+    const Policy& policy = *settings_.variants[v]->policy;
     const std::size_t units = policy.unit() == Unit::query ? g_.group : 1;
     VariantState& state = states_[v];
     for (LayerScores* scores : {&state.scores, &state.hindsight_scores}) {
@@ -186,7 +186,7 @@ void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last)
 
 void UnitReplay::select(std::size_t first, std::size_t last) {
   for_variants(first, last, [&](std::size_t v) {
-    const Policy& policy = *settings_.variants[v].policy;
+    const Policy& policy = *settings_.variants[v]->policy;
     VariantState& state = states_[v];
     policy.join(g_, state.scores);
     state.selection = select_layer(policy, g_, std::move(state.scores), settings_.budgets);
@@ -212,7 +212,7 @@ void UnitReplay::measure_variant(std::size_t v, std::size_t kv, const ExactSteps
   VariantState& state = states_[v];
   HeadDelta delta;
   const HeadView view{heads_[kv].block, layer_, exact};
-  measure_steps(view, state.selection, settings_.variants[v].policy->traits().step_order, state.measures[kv],
+  measure_steps(view, state.selection, settings_.variants[v]->policy->traits().step_order, state.measures[kv],
                 projects() ? &delta : nullptr);
   if (projects())
     state.projected.add(delta, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
@@ -382,7 +382,7 @@ void UnitReplay::emit(std::size_t v, UnitResult& result) {
   for (HeadMeasure& measure : state.measures) measure.finish();
   for (std::size_t b = 0; b < settings_.budgets.size(); ++b) {
     emit_cell(v, b, result);
-    if (settings_.save_kept && !settings_.variants[v].policy->traits().step_order)
+    if (settings_.save_kept && !settings_.variants[v]->policy->traits().step_order)
       result.kept.push_back(kept_set(state.selection, static_cast<std::uint32_t>(v), static_cast<std::uint32_t>(b)));
   }
   state = VariantState();

@@ -34,8 +34,8 @@ struct UnitMemory {
 
 /// What is measured on a unit.
 struct UnitSettings {
-  std::span<const Variant> variants;
-  std::span<const BudgetPoint> budgets;
+  std::vector<const Variant*> variants;
+  std::vector<BudgetPoint> budgets;  // ascending
   std::vector<std::string> metrics;  // chosen names, in registered order
   bool save_kept = false;
   bool detail = false;
@@ -53,13 +53,13 @@ LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordina
 std::string missing_need(const Policy& policy, const TraceInfo& trace, const LayerInfo& layer);
 
 /// Union of what the variants read.
-BlockRequest block_request(std::span<const Variant> variants, const TraceInfo& trace, const LayerInfo& layer, bool project);
+BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer, bool project);
 
 /// Fits a unit into `limit` bytes. Throws UserError with the number needed when nothing fits.
-UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant> variants,
+UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
                        std::size_t budgets, std::size_t hidden, int threads, std::uint64_t limit);
 
-/// Runs the unit. A variant that throws UserError becomes a failure and the others go on (unless fail_fast).
+/// Runs the unit; variants and budgets are numbered as in the settings. A variant that throws UserError becomes a failure and the others go on (unless fail_fast).
 UnitResult replay_unit(const LayerContext& layer, const UnitSettings& settings, BlockSource& source);
 
 }  // namespace kvsim

@@ -67,15 +67,15 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
   return {};
 }
 
-BlockRequest block_request(std::span<const Variant> variants, const TraceInfo& trace, const LayerInfo& layer, bool project) {
+BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer, bool project) {
   BlockRequest request;
   request.output_proj = project && layer.has_output_proj;
   const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") != layer.attention_stats.end();
-  for (const Variant& variant : variants) {
-    if (!missing_need(*variant.policy, trace, layer).empty()) continue;
-    const Need needs = variant.policy->needs();
+  for (const Variant* variant : variants) {
+    if (!missing_need(*variant->policy, trace, layer).empty()) continue;
+    const Need needs = variant->policy->needs();
     if (has(needs, Need::window_queries))
-      request.prompt_queries = std::max<std::size_t>(request.prompt_queries, variant.policy->window());
+      request.prompt_queries = std::max<std::size_t>(request.prompt_queries, variant->policy->window());
     if (has(needs, Need::prompt_attention)) {
       request.attention_stats |= has_sum;
       request.all_queries |= !has_sum;
@@ -95,7 +95,7 @@ struct Sizes {
   std::uint64_t block = 0, raw = 0, window = 0, score = 0, projection = 0, task = 0, heads = 0;
 };
 
-Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant> variants,
+Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
                  std::size_t budgets, std::size_t hidden) {
   const LayerGeometry& g = layer.geometry;
   const std::uint64_t tokens = g.prompt + g.decode;
@@ -109,8 +109,8 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   sizes.raw = tokens * std::max(g.key_dim, g.value_dim) * layer.element_bytes;
   sizes.window = g.prompt * round_up(g.group * request.prompt_queries, kRowPad) * sizeof(float);
   std::uint64_t most_units = g.kv_heads;
-  for (const Variant& variant : variants)
-    if (variant.policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
+  for (const Variant* variant : variants)
+    if (variant->policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
   // Scores, order, and the hindsight order, each four bytes a token.
   sizes.score = most_units * g.prompt * 3 * sizeof(float);
   if (request.output_proj) sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode);
@@ -123,7 +123,7 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
 
 }  // namespace
 
-UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant> variants,
+UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
                        std::size_t budgets, std::size_t hidden, int threads, std::uint64_t limit) {
   const LayerGeometry& g = layer.geometry;
   const Sizes sizes = unit_sizes(layer, request, variants, budgets, hidden);
