@@ -109,10 +109,14 @@ std::string Dataset::describe_type() const {
   return h5::describe_type(type.get());
 }
 
-bool Dataset::is_chunked() const {
+Shape Dataset::chunk() const {
   const Session session;
   const Handle plist(require(H5Dget_create_plist(id()), where(), "read the storage layout"), H5Pclose);
-  return H5Pget_layout(plist.get()) == H5D_CHUNKED;
+  if (H5Pget_layout(plist.get()) != H5D_CHUNKED) return {};
+  std::vector<hsize_t> extent(shape_.size());
+  require(H5Pget_chunk(plist.get(), static_cast<int>(extent.size()), extent.data()), where(),
+          "read the storage layout");
+  return Shape(extent.begin(), extent.end());
 }
 
 void Dataset::check_backed() const {

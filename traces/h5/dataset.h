@@ -30,7 +30,8 @@ class Dataset : public Object {
   std::uint64_t elements() const { return element_count(shape_); }
   /// Bytes of its elements (0 for strings and other types).
   std::uint64_t bytes() const { return elements() * size_of(element_); }
-  bool is_chunked() const;
+  /// Dimensions of its chunks; empty when it is stored in one piece.
+  Shape chunk() const;
 
   /// Throws UserError unless element type and shape promise no more bytes than are stored.
   void check_backed() const;

@@ -1,0 +1,134 @@
+// One layer of a trace: shapes, query positions and what it holds besides keys, values and queries.
+#include <algorithm>
+#include <charconv>
+
+#include "kernels/error.h"
+#include "traces/header.h"
+
+namespace kvsim::header {
+namespace {
+
+std::vector<TokenIndex> read_query_positions(const h5::Group& group, const Sequence& sequence) {
+  const h5::Dataset dataset = group.dataset("query_position");
+  expect_shape(dataset, {kAny});
+  const auto found = dataset.read<std::int64_t>();
+  const auto low = static_cast<std::int64_t>(sequence.first),
+             high = static_cast<std::int64_t>(sequence.end());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (found[i] < low || found[i] >= high) {
+      throw UserError("{}: found {} at {}, expected positions in [{}, {})", dataset.where(), found[i], i, low,
+                      high);
+    }
+    if (i > 0 && found[i] <= found[i - 1]) {
+      throw UserError("{}: found {} after {} at {}, expected ascending positions", dataset.where(), found[i],
+                      found[i - 1], i);
+    }
+  }
+  // Ascending positions below the end: the last `decode` of them are the decode steps exactly when the first
+  // of them is.
+  const std::uint64_t first_decode = sequence.first + sequence.prompt;
+  if (found.size() < sequence.decode ||
+      (sequence.decode > 0 &&
+       static_cast<std::uint64_t>(found[found.size() - sequence.decode]) != first_decode)) {
+    throw UserError(
+        "{}: found {} positions that do not end with the decode steps, expected them to end with {} to {}",
+        dataset.where(), found.size(), first_decode, sequence.end() - 1);
+  }
+  return {found.begin(), found.end()};
+}
+
+void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const Sequence& sequence,
+                            LayerInfo& layer) {
+  const std::uint64_t queries = layer.query_position.size(), own = sequence.own();
+  const std::uint64_t heads = root.num_query_heads;
+  const auto check = [&group](const char* name, const h5::Shape& shape) {
+    if (!group.has(name)) return false;
+    expect_tensor(group.dataset(name), shape);
+    return true;
+  };
+  layer.has_attention = check("attention", {heads, queries, sequence.end()});
+  layer.has_output_proj = check("output_proj", {heads * root.value_dim, kAny});
+  layer.has_hidden = check("hidden", {own, kAny});
+  layer.has_retention = check("retention", {root.num_kv_heads, own});
+  check("sensitivity", {kAny, heads, sequence.decode, root.value_dim});
+  check("residual_norm", {own});
+}
+
+void check_statistics(const h5::Group& group, const TraceInfo& root, const Sequence& sequence,
+                      LayerInfo& layer) {
+  const std::uint64_t heads = root.num_query_heads, d = root.head_dim;
+  if (group.has("query_stats")) {
+    const h5::Group stats = group.group("query_stats");
+    expect_tensor(stats.dataset("mean"), {heads, d});
+    expect_tensor(stats.dataset("covariance"), {heads, d, d});
+    if (stats.has_attribute("sinks")) {
+      bounded_attribute(stats, "sinks", 0, static_cast<std::int64_t>(sequence.prompt));
+    }
+    layer.has_query_stats = true;
+  }
+  if (group.has("attention_stats")) {
+    const h5::Group stats = group.group("attention_stats");
+    layer.attention_stats = stats.children();
+    for (const std::string& name : layer.attention_stats)
+      expect_tensor(stats.dataset(name), {heads, sequence.prompt});
+  }
+}
+
+/// Bytes of all datasets below a group.
+std::uint64_t stored_bytes(const h5::Group& group) {
+  std::uint64_t total = 0;
+  for (const std::string& name : group.children()) {
+    total += group.has_group(name) ? stored_bytes(group.group(name)) : group.dataset(name).bytes();
+  }
+  return total;
+}
+
+}  // namespace
+
+std::uint32_t layer_index(const h5::Group& layers, const std::string& name, std::uint32_t num_layers) {
+  std::uint32_t index = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), index);
+  if (error != std::errc() || end != name.data() + name.size() || name != layer_name(index)) {
+    throw UserError("{}: found '{}', expected layer numbers of three digits (000, 001, ...)", layers.where(),
+                    name);
+  }
+  if (index >= num_layers) {
+    throw UserError("{}: found layer {}, expected layers below num_layers = {}", layers.where(), name,
+                    num_layers);
+  }
+  return index;
+}
+
+LayerInfo read_layer(const h5::Group& group, const LayerInfo& defaults, const TraceInfo& root,
+                     const Sequence& sequence) {
+  LayerInfo layer;
+  layer.index = defaults.index;
+  layer.softmax_scale = finite_attribute(group, "softmax_scale", defaults.softmax_scale, false);
+  layer.logit_softcap = finite_attribute(group, "logit_softcap", defaults.logit_softcap, true);
+  layer.attention_scaling = finite_attribute(group, "attention_scaling", defaults.attention_scaling, false);
+  layer.sliding_window = defaults.sliding_window;
+  if (group.has_attribute("sliding_window")) {
+    constexpr std::int64_t kLargest = (std::int64_t{1} << 31) - 1;
+    layer.sliding_window =
+        static_cast<std::uint32_t>(bounded_attribute(group, "sliding_window", 0, kLargest));
+  }
+  layer.query_position = read_query_positions(group, sequence);
+  expect_tensor(group.dataset("key"), {root.num_kv_heads, sequence.own(), root.head_dim});
+  expect_tensor(group.dataset("value"), {root.num_kv_heads, sequence.own(), root.value_dim});
+  expect_tensor(group.dataset("query"), {root.num_query_heads, layer.query_position.size(), root.head_dim});
+  check_optional_tensors(group, root, sequence, layer);
+  check_statistics(group, root, sequence, layer);
+  layer.inverse_frequency = read_inverse_frequency(group, root.head_dim);
+  if (layer.inverse_frequency.empty()) layer.inverse_frequency = defaults.inverse_frequency;
+  if ((root.rope_layout == RopeLayout::none) != layer.inverse_frequency.empty()) {
+    throw UserError(
+        "{}: found {} rotary frequencies, expected {} (see the root attribute rope_layout and "
+        "/rope/inv_freq)",
+        group.where(), layer.inverse_frequency.size(),
+        root.rope_layout == RopeLayout::none ? "none" : "some");
+  }
+  layer.bytes = stored_bytes(group);
+  return layer;
+}
+
+}  // namespace kvsim::header

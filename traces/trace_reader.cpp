@@ -1,0 +1,140 @@
+// Reading the tensors of a trace head by head.
+#include "traces/trace_reader.h"
+
+#include <utility>
+
+#include "kernels/error.h"
+#include "traces/header.h"
+#include "traces/tensor.h"
+
+namespace kvsim {
+
+struct TraceReader::Impl {
+  h5::File file;
+  TraceInfo info;
+  Staging staging;
+};
+
+namespace {
+
+/// What one read of a head works with.
+struct Head {
+  const TraceInfo& info;
+  const LayerInfo& layer;
+  h5::Group group;
+  std::uint32_t kv_head;
+  Staging& staging;
+
+  std::uint64_t first_query_head() const { return std::uint64_t{kv_head} * info.group(); }
+};
+
+Matrix<float> read_matrix(const Head& head, const h5::Dataset& dataset, std::uint64_t at, std::uint64_t first,
+                          std::uint64_t rows) {
+  Matrix<float> out(rows, dataset.shape().back());
+  read_rows(dataset, {at}, first, out.view(), Finite::required, head.staging);
+  return out;
+}
+
+/// The last `rows` recorded queries of every query head of the group, one head after the other.
+Matrix<float> read_queries(const Head& head, std::uint64_t rows) {
+  const h5::Dataset dataset = head.group.dataset("query");
+  const std::uint64_t first = head.layer.query_position.size() - rows;
+  Matrix<float> out(head.info.group() * rows, head.info.head_dim);
+  for (std::uint64_t g = 0; g < head.info.group(); ++g) {
+    read_rows(dataset, {head.first_query_head() + g}, first, out.view().rows_from(g * rows, rows),
+              Finite::required, head.staging);
+  }
+  return out;
+}
+
+std::uint64_t query_rows(const TraceInfo& info, const LayerInfo& layer, const BlockRequest& request) {
+  if (request.all_queries) return layer.query_position.size();
+  const std::size_t recorded = layer.prompt_queries(info.prompt_len);
+  if (request.prompt_queries > recorded) {
+    throw UserError(
+        "{}: /layers/{}/query: found the last {} prompt queries, expected {}; record with a longer --queries "
+        "window",
+        info.path, layer_name(layer.index), recorded, request.prompt_queries);
+  }
+  return request.prompt_queries + info.decode_len;
+}
+
+void read_statistics(const Head& head, const BlockRequest& request, HeadBlock& block) {
+  const std::uint64_t first = head.first_query_head(), group = head.info.group();
+  if (request.attention_stats) {
+    for (const std::string& name : head.layer.attention_stats) {
+      Matrix<float> sums(group, head.info.prompt_len);
+      read_rows(head.group.dataset("attention_stats/" + name), {}, first, sums.view(), Finite::required,
+                head.staging);
+      block.attention_stats.emplace(name, std::move(sums));
+    }
+  }
+  if (request.query_stats && head.layer.has_query_stats) {
+    const h5::Group stats = head.group.group("query_stats");
+    if (stats.has_attribute("sinks"))
+      block.query_stats_sinks = static_cast<std::uint32_t>(stats.int_attribute("sinks"));
+    const std::uint64_t d = head.info.head_dim;
+    block.query_mean = Matrix<float>(group, d);
+    read_rows(stats.dataset("mean"), {}, first, block.query_mean.view(), Finite::required, head.staging);
+    const h5::Dataset covariance = stats.dataset("covariance");
+    block.query_covariance = Matrix<float>(group * d, d);
+    for (std::uint64_t g = 0; g < group; ++g) {
+      read_rows(covariance, {first + g}, 0, block.query_covariance.view().rows_from(g * d, d),
+                Finite::required, head.staging);
+    }
+  }
+}
+
+void read_output_proj(const Head& head, HeadBlock& block) {
+  const h5::Dataset dataset = head.group.dataset("output_proj");
+  const std::uint64_t rows = std::uint64_t{head.info.group()} * head.info.value_dim;
+  block.output_proj = Matrix<float>(rows, dataset.shape().back());
+  read_rows(dataset, {}, head.kv_head * rows, block.output_proj.view(), Finite::required, head.staging);
+}
+
+}  // namespace
+
+TraceReader::TraceReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+TraceReader::TraceReader(TraceReader&&) noexcept = default;
+TraceReader& TraceReader::operator=(TraceReader&&) noexcept = default;
+TraceReader::~TraceReader() = default;
+
+TraceReader TraceReader::open(const std::string& path) {
+  h5::File file = h5::File::open(path);
+  TraceInfo info = read_header(file);
+  return TraceReader(std::make_unique<Impl>(Impl{std::move(file), std::move(info), {}}));
+}
+
+const TraceInfo& TraceReader::info() const { return impl_->info; }
+
+HeadBlock TraceReader::read_head(std::size_t layer_ordinal, std::uint32_t kv_head,
+                                 const BlockRequest& request) const {
+  const TraceInfo& info = impl_->info;
+  KVSIM_CHECK(layer_ordinal < info.layers.size() && kv_head < info.num_kv_heads, "layer {} head {} of {}",
+              layer_ordinal, kv_head, info.path);
+  const LayerInfo& layer = info.layers[layer_ordinal];
+  const Head head{info, layer, impl_->file.group("layers/" + layer_name(layer.index)), kv_head,
+                  impl_->staging};
+  HeadBlock block;
+  block.layer_ordinal = static_cast<std::uint32_t>(layer_ordinal);
+  block.kv_head = kv_head;
+  block.query = read_queries(head, query_rows(info, layer, request));
+  block.key = read_matrix(head, head.group.dataset("key"), kv_head, 0, info.tokens());
+  block.value = read_matrix(head, head.group.dataset("value"), kv_head, 0, info.tokens());
+  read_statistics(head, request, block);
+  if (request.output_proj && layer.has_output_proj) read_output_proj(head, block);
+  return block;
+}
+
+Matrix<float> TraceReader::read_attention(std::size_t layer_ordinal, std::uint32_t query_head) const {
+  const TraceInfo& info = impl_->info;
+  KVSIM_CHECK(layer_ordinal < info.layers.size() && query_head < info.num_query_heads,
+              "layer {} query head {} of {}", layer_ordinal, query_head, info.path);
+  const LayerInfo& layer = info.layers[layer_ordinal];
+  const h5::Dataset dataset = impl_->file.dataset("layers/" + layer_name(layer.index) + "/attention");
+  Matrix<float> out(layer.query_position.size(), info.tokens());
+  read_rows(dataset, {query_head}, 0, out.view(), Finite::required, impl_->staging);
+  return out;
+}
+
+}  // namespace kvsim
