@@ -1,0 +1,112 @@
+"""What a recording will hold: its layers, the shape and type of every tensor, and the bytes they take."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .dtypes import file_type
+from .errors import RecordError
+from .probe import Layer, common_shape
+from .settings import Options
+from .stats import SINKS
+
+
+@dataclass
+class Plan:
+    """Geometry of one recording; `decode` is the number of decoded tokens (the most there can be, until it is known)."""
+
+    layers: list[Layer]
+    num_layers: int
+    prompt: int
+    decode: int
+    dtype: str
+    hidden_size: int
+    options: Options
+    projections: list[int] = field(default_factory=list)
+
+    @property
+    def first_query(self) -> int:
+        window = self.options.query_window
+        return 0 if window is None else self.prompt - window
+
+    def group(self, layer: int) -> str:
+        return f"/layers/{layer:03d}"
+
+    def streamed(self) -> dict[str, tuple[tuple, str]]:
+        """Path -> (shape, element type) of what is written while the model runs."""
+        total, rows = self.prompt + self.decode, self.prompt + self.decode - self.first_query
+        found: dict[str, tuple[tuple, str]] = {}
+        for layer in self.layers:
+            at = self.group(layer.index)
+            found[f"{at}/query"] = ((layer.query_heads, rows, layer.head_dim), self.dtype)
+            if self.options.attention:
+                found[f"{at}/attention"] = ((layer.query_heads, rows, total), "float32")
+            if self.options.hidden:
+                found[f"{at}/hidden"] = ((total, self.hidden_size), self.dtype)
+        if self.options.hidden:
+            found["/final_hidden"] = ((total, self.hidden_size), self.dtype)
+        return found
+
+    def finished(self) -> dict[str, tuple[tuple, str]]:
+        """Path -> (shape, element type) of what is written when the model has run (stats and small tables aside)."""
+        total = self.prompt + self.decode
+        found: dict[str, tuple[tuple, str]] = {}
+        for layer in self.layers:
+            at = self.group(layer.index)
+            found[f"{at}/key"] = ((layer.kv_heads, total, layer.head_dim), self.dtype)
+            found[f"{at}/value"] = ((layer.kv_heads, total, layer.value_dim), self.dtype)
+            if layer.index in self.projections:
+                found[f"{at}/output_proj"] = ((layer.query_heads * layer.value_dim, self.hidden_size), self.dtype)
+        return found
+
+    def bytes(self) -> int:
+        tensors = list(self.streamed().values()) + list(self.finished().values())
+        size = sum(int(np.prod(shape, dtype=np.int64)) * file_type(kind).get_size() for shape, kind in tensors)
+        for layer in self.layers if self.options.stats else ():
+            size += 4 * layer.query_heads * (3 * self.prompt + layer.head_dim + layer.head_dim**2)
+        return size + 64 * (self.prompt + self.decode) + 4096 * (1 + len(self.layers))
+
+
+def make_plan(layers: dict[int, Layer], num_layers: int, prompt: int, decode: int, dtype: str, hidden_size: int,
+              options: Options) -> Plan:
+    """Chooses the recorded layers and refuses what cannot be recorded."""
+    if options.layers is None:
+        chosen = sorted(layers)
+    else:
+        chosen = sorted(set(options.layers))
+        outside = [index for index in chosen if not 0 <= index < num_layers]
+        if outside:
+            raise RecordError(f"--layers: {outside[0]} is not a layer of this model (0..{num_layers - 1})")
+        without = [index for index in chosen if index not in layers]
+        if without:
+            raise RecordError(f"--layers: layer {without[0]} has no softmax attention to record")
+    if options.query_window is not None and options.query_window > prompt:
+        raise RecordError(f"--queries window:{options.query_window}: the prompt has only {prompt} tokens")
+    if options.stats and prompt <= SINKS:
+        raise RecordError(f"--stats: the prompt has {prompt} tokens; more than {SINKS} are needed")
+    common_shape([layers[index] for index in chosen])
+    plan = Plan([layers[index] for index in chosen], num_layers, prompt, decode, dtype, hidden_size, options)
+    if options.output_proj is not None:
+        plan.projections = sorted(set(options.output_proj)) or chosen
+        missing = [index for index in plan.projections if index not in chosen]
+        if missing:
+            raise RecordError(f"--output-proj: layer {missing[0]} is not among the recorded layers")
+        for index in plan.projections:
+            if layers[index].output_proj is None:
+                raise RecordError(f"--output-proj: layer {index}'s output is not one plain projection of its heads")
+            if layers[index].output_proj.shape[1] != hidden_size:
+                raise RecordError(f"--output-proj: layer {index} does not project to the hidden size")
+    return plan
+
+
+def root_facts(layers: list[Layer]) -> Layer:
+    """The layer whose scale, cap and RoPE stand in the root; layers that differ override them."""
+    rotating = [layer for layer in layers if layer.inv_freq is not None] or layers
+    commonest = Counter(map(facts_key, rotating)).most_common(1)[0][0]
+    return next(layer for layer in rotating if facts_key(layer) == commonest)
+
+
+def facts_key(layer: Layer) -> tuple:
+    table = None if layer.inv_freq is None else layer.inv_freq.tobytes()
+    return layer.scale, layer.softcap, layer.attention_scaling, table
