@@ -4,9 +4,13 @@ import numpy as np
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 _PERCENT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-X_LABELS = {"budget_tokens": "budget [tokens per KV head]", "resident_tokens": "resident tokens per KV head",
-            "resident_bytes": "resident bytes per KV head", "fraction": "budget [share of the prompt]",
-            "resident_union_bytes": "resident bytes per KV head, distinct"}
+X_LABELS = {
+    "budget_tokens": "budget [tokens per KV head]",
+    "resident_tokens": "resident tokens per KV head",
+    "resident_bytes": "resident bytes per KV head",
+    "fraction": "budget [share of the prompt]",
+    "resident_union_bytes": "resident bytes per KV head, distinct",
+}
 # Errors at or under this are those of a whole cache (metrics.md: < 1e-6); a log axis does not stretch down to them.
 EXACT = 1e-5
 LOG_SPAN = 6.0
@@ -38,8 +42,12 @@ def log_x(ax, name, low, high, room=2.5):
         ticks = [2.0**e for e in range(int(np.ceil(np.log2(low))), int(np.floor(np.log2(high))) + 1)]
     ticks = _thin(ticks, max(2, int(room / width)))
     if len(ticks) < 2:
-        ticks = sorted({float(f"{v:.2g}") if name == "fraction" else float(round(v))
-                        for v in np.geomspace(low * 1.06, high / 1.06, 3)})
+        ticks = sorted(
+            {
+                float(f"{v:.2g}") if name == "fraction" else float(round(v))
+                for v in np.geomspace(low * 1.06, high / 1.06, 3)
+            }
+        )
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FixedFormatter([text(t) for t in ticks]))
     ax.xaxis.set_minor_locator(NullLocator())

@@ -38,13 +38,21 @@ class _Parser(argparse.ArgumentParser):
 def build_parser():
     """The whole command line."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="kvsim-plot", description=_OVERVIEW, epilog=_EXAMPLES, formatter_class=formatter, allow_abbrev=False)
+    parser = _Parser(
+        prog="kvsim-plot", description=_OVERVIEW, epilog=_EXAMPLES, formatter_class=formatter, allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"kvsim-plot {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND", title="subcommands", parser_class=_Parser)
     parsers = {}
     for module in COMMANDS:
-        sub = subparsers.add_parser(module.NAME, help=module.SUMMARY, description=module.__doc__, epilog=module.EXAMPLES,
-                                    formatter_class=formatter, allow_abbrev=False)
+        sub = subparsers.add_parser(
+            module.NAME,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            epilog=module.EXAMPLES,
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
         parsers[module.NAME] = sub

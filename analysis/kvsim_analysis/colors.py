@@ -15,25 +15,64 @@ PALETTE = (BLUE, MAROON, GREEN, OCHRE, VIOLET, ROSE, CYAN, OLIVE, PINK, INDIGO, 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*", "d")
 
 # The same hues (within 17 degrees) chosen again for a dark page, at least 0.10 apart.
-_DARK = {BLUE: "#3e7ca0", MAROON: "#ba5002", GREEN: "#6effa9", OCHRE: "#c48d1f", VIOLET: "#d8bafd", ROSE: "#fc9c98",
-         CYAN: "#acf7ff", OLIVE: "#f6ef31", PINK: "#d03274", INDIGO: "#4991ff", LIME: "#a3cd07", PURPLE: "#ab92c0",
-         LAVENDER: "#7c56d7"}
+_DARK = {
+    BLUE: "#3e7ca0",
+    MAROON: "#ba5002",
+    GREEN: "#6effa9",
+    OCHRE: "#c48d1f",
+    VIOLET: "#d8bafd",
+    ROSE: "#fc9c98",
+    CYAN: "#acf7ff",
+    OLIVE: "#f6ef31",
+    PINK: "#d03274",
+    INDIGO: "#4991ff",
+    LIME: "#a3cd07",
+    PURPLE: "#ab92c0",
+    LAVENDER: "#7c56d7",
+}
 
-# A policy's colour and marker. Policies that share a colour differ in marker.
+# A policy's colour and marker. The first thirteen have a colour of their own; the others share one, and differ from its
+# owner in marker and dashes.
 KNOWN = {
-    "snapkv": (BLUE, "o"), "h2o": (MAROON, "s"), "expected_attention": (GREEN, "^"), "streaming_llm": (OCHRE, "D"),
-    "pyramidkv": (VIOLET, "v"), "ada": (ROSE, "P"), "lagkv": (CYAN, "X"), "chunkkv": (OLIVE, "p"), "knorm": (PINK, "<"),
-    "compose": (INDIGO, ">"), "external": (LIME, "h"), "tova": (PURPLE, "*"), "keydiff": (LAVENDER, "d"),
-    "observed_attention": (MAROON, "v"), "critical": (ROSE, "X"), "chunk": (OLIVE, "s"), "laq": (CYAN, "o"),
-    "laq_pp": (CYAN, "^"), "cur": (GREEN, "d"), "noncausal": (OCHRE, "o"), "leverage": (VIOLET, "D"),
+    "snapkv": (BLUE, "o"),
+    "h2o": (MAROON, "s"),
+    "expected_attention": (GREEN, "^"),
+    "streaming_llm": (OCHRE, "D"),
+    "pyramidkv": (VIOLET, "v"),
+    "ada": (ROSE, "P"),
+    "lagkv": (CYAN, "X"),
+    "chunkkv": (OLIVE, "p"),
+    "knorm": (PINK, "<"),
+    "compose": (INDIGO, ">"),
+    "external": (LIME, "h"),
+    "tova": (PURPLE, "*"),
+    "keydiff": (LAVENDER, "d"),
+    "observed_attention": (MAROON, "v"),
+    "critical": (ROSE, "X"),
+    "chunk": (OLIVE, "s"),
+    "laq": (CYAN, "o"),
+    "laq_pp": (CYAN, "^"),
+    "cur": (GREEN, "d"),
+    "noncausal": (OCHRE, "o"),
+    "leverage": (VIOLET, "D"),
     "compactor": (INDIGO, "s"),
 }
 REFERENCES = ("full", "oracle_static", "oracle_topk", "oracle_output", "random")
 
-_TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-                    [0.0883024619, 0.2817188376, 0.6299787005]])            # OKLab, Ottosson 2020
-_TO_LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-                    [0.0259040371, 0.7827717662, -0.8086757660]])
+_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)  # OKLab, Ottosson 2020
+_TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
 
 
 def policy_color(policy, theme="light"):
@@ -45,6 +84,13 @@ def policy_color(policy, theme="light"):
 def policy_marker(policy):
     """The marker of a policy by its name alone."""
     return KNOWN[policy][1] if policy in KNOWN else MARKERS[_hash(policy) // len(PALETTE) % len(MARKERS)]
+
+
+def policy_dash(policy):
+    """Number of the dash pattern of a policy's first variant: 0 for the owner of a colour."""
+    if policy in KNOWN:
+        return 0 if list(KNOWN).index(policy) < len(PALETTE) else 1
+    return 1 + _hash(policy) // (len(PALETTE) * len(MARKERS)) % 3
 
 
 def shades(color, count, theme="light"):
@@ -64,7 +110,7 @@ def _hash(name):
 
 def linear_rgb(color):
     """Linear light of "#rrggbb" as three numbers in 0..1."""
-    rgb = np.array([int(color[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 

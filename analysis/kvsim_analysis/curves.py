@@ -40,7 +40,7 @@ def gather(source, metric, variants, x="budget_tokens", stat="mean", wanted_laye
     table = _Table(source, metric, stat, wanted_layers)
     y, xs, budgets, prompts = table.pivot("y"), table.pivot(x), table.pivot("budget_tokens"), table.prompts
     with np.errstate(invalid="ignore"):
-        trivial = ~(budgets < prompts[:, None, None]).any(0)                              # [variant, point]
+        trivial = ~(budgets < prompts[:, None, None]).any(0)  # [variant, point]
     seen = ~np.isnan(budgets).all(0)
     trim = not trivial[variants].all()
     curves = {}
@@ -65,18 +65,20 @@ class _Table:
 
     def __init__(self, source, metric, stat, wanted_layers):
         self.source = source
-        self.name, column = "summary", None
-        if wanted_layers:
+        self.name = "layers" if metric in source.column_names["layers"] else "rows"
+        select.metric_info(source, metric)
+        only_here = not select.in_summary(source, metric) and metric in source.column_names[self.name]
+        if wanted_layers or (only_here and stat == "mean"):
             if stat != "mean":
-                raise UserError(f"--stat {stat} is over all layers; with --layer only the mean is known, drop one of the two")
-            self.name = "layers" if metric in source.column_names["layers"] else "rows"
-            select.metric_info(source, metric)
+                raise UserError(
+                    f"--stat {stat} is over all layers; with --layer only the mean is known, drop one of the two"
+                )
             if metric not in source.column_names[self.name]:
                 raise UserError(f"{metric} is a figure of the whole trace and has no value per layer; drop --layer")
             column = metric
             self.keep = np.isin(source.column(self.name, "layer"), select.layers(source, wanted_layers))
         else:
-            column = select.summary_column(source, metric, stat)
+            self.name, column = "summary", select.summary_column(source, metric, stat)
             self.keep = slice(None)
         self.column = column
         self.prompts = np.asarray(source.trace_table["prompt"], float)
@@ -90,11 +92,12 @@ class _Table:
 
     def _points(self, request, tokens):
         """Point numbers: one per budget as it was asked for, or per size where one request stands for many sizes."""
-        key = np.stack([self.trace, self.variant, request], 1)
-        distinct = len(np.unique(np.column_stack([key, tokens]), axis=0))
-        if len(np.unique(key, axis=0)) == distinct:
+        by_size = np.unique(tokens, return_inverse=True)[1].reshape(-1)
+        curve = np.asarray(self.trace, np.int64) * len(self.source.specs) + self.variant
+        key = curve * (int(request.max()) + 1) + request
+        if len(np.unique(key)) == len(np.unique(key * (int(by_size.max()) + 1) + by_size)):
             return np.unique(request, return_inverse=True)[1].reshape(-1)
-        return np.unique(tokens, return_inverse=True)[1].reshape(-1)
+        return by_size
 
     def pivot(self, what):
         """Means [trace, variant, point] of a column; NaN where there is none."""
@@ -117,6 +120,8 @@ class _Table:
             there = self.source.column_names[self.name]
             name = next((n for n in names if n in there), None)
             if name is None:
-                raise UserError(f"/{self.name} of {self.source.path} has no {what}; it must be among the run's --metrics")
+                raise UserError(
+                    f"/{self.name} of {self.source.path} has no {what}; it must be among the run's --metrics"
+                )
             return self._get(name)
         return self._get(what)

@@ -5,15 +5,29 @@ import numpy as np
 from .errors import UserError
 
 LOOKUPS = {"trace": "trace_names", "policy": "policy_names", "variant": "specs", "budget_request": "budgets"}
-_FIRST = ("trace", "policy", "variant", "layer", "kv_head", "budget_request", "budget_tokens", "resident_tokens",
-          "peak_tokens", "evicted", "clamped", "near_ties")
+_FIRST = (
+    "trace",
+    "policy",
+    "variant",
+    "layer",
+    "kv_head",
+    "budget_request",
+    "budget_tokens",
+    "resident_tokens",
+    "peak_tokens",
+    "evicted",
+    "clamped",
+    "near_ties",
+)
 
 
 def _pandas():
     try:
         import pandas
     except ImportError:
-        raise UserError("this needs pandas: pip install pandas (or read NumPy columns with .column(table, name))") from None
+        raise UserError(
+            "this needs pandas: pip install pandas (or read NumPy columns with .column(table, name))"
+        ) from None
     return pandas
 
 
@@ -58,7 +72,13 @@ def detail(results, metric):
     pandas = _pandas()
     cells, values = results.detail_arrays(metric)
     index = pandas.MultiIndex.from_arrays(
-        [np.asarray(results.trace_names)[cells["trace"]], np.asarray(results.specs)[cells["variant"]],
-         cells["layer"], cells["kv_head"], cells["budget_tokens"]],
-        names=["trace", "variant", "layer", "kv_head", "budget_tokens"])
+        [
+            np.asarray(results.trace_names)[cells["trace"]],
+            np.asarray(results.specs)[cells["variant"]],
+            cells["layer"],
+            cells["kv_head"],
+            cells["budget_tokens"],
+        ],
+        names=["trace", "variant", "layer", "kv_head", "budget_tokens"],
+    )
     return pandas.DataFrame(values, index=index, columns=pandas.RangeIndex(values.shape[1], name="step"))

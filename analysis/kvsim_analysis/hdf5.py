@@ -29,10 +29,10 @@ class open_file:
 
 def _reason(error):
     text = " ".join(str(error).split())
-    if "lock" in text:
-        return "another program has it open for writing; wait for it to finish"
     if "truncated" in text:
         return "the file is truncated; it was not written to its end"
+    if "unable to lock" in text or "already open for" in text:
+        return "another program has it open for writing; wait for it to finish"
     if "signature" in text:
         return "not an HDF5 file"
     return text

@@ -50,8 +50,7 @@ class KeptSets:
     def read(self, variant, budget_tokens, layer, trace=None):
         """The KeptSet of one cell and layer; see Results.kept."""
         spec = self._specs[variant] if isinstance(variant, (int, np.integer)) else variant
-        found = [i for i, (t, v, b) in enumerate(self.cells)
-                 if v == spec and b == budget_tokens and trace in (None, t)]
+        found = [i for i, (t, v, b) in enumerate(self.cells) if v == spec and b == budget_tokens and trace in (None, t)]
         if not found:
             raise self._missing(spec, budget_tokens, trace)
         if len(found) > 1:
@@ -65,13 +64,17 @@ class KeptSets:
             return unknown(f"trace in {self.path}", trace, sorted({t for t, _, _ in self.cells}))
         budgets = sorted({b for _, v, b in self.cells if v == spec})
         if budgets:
-            return UserError(f"{self.path} holds no budget {budget} for {spec}; there are: {', '.join(map(str, budgets))}")
+            return UserError(
+                f"{self.path} holds no budget {budget} for {spec}; there are: {', '.join(map(str, budgets))}"
+            )
         return unknown(f"kept sets in {self.path} of variant", spec, sorted({v for _, v, _ in self.cells}))
 
     def _read_layer(self, file, cell, layer):
         groups = {int(k): k for k in file.get("kept", ()) if k.isdigit()}
         if cell not in groups:
-            raise UserError(f"{self.path} holds no positions for this cell: its sets change from step to step, which is not stored")
+            raise UserError(
+                f"{self.path} holds no positions for this cell: its sets change from step to step, which is not stored"
+            )
         group = file["kept"][groups[cell]]
         layers = {int(k): k for k in group if k.isdigit()}
         if layer not in layers:
@@ -82,7 +85,9 @@ class KeptSets:
         offsets = hdf5.read_column(file, f"{name}/offsets", self.path).astype(np.int64)
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(indices) or (np.diff(offsets) < 0).any():
             raise UserError(f"{self.path}:/{name}/offsets does not cut its {len(indices)} indices into units")
-        unit = next((hdf5.plain(n.attrs["unit"]) for n in (node, node["indices"], group, file) if "unit" in n.attrs), "kv")
+        unit = next(
+            (hdf5.plain(n.attrs["unit"]) for n in (node, node["indices"], group, file) if "unit" in n.attrs), "kv"
+        )
         gone = node["evicted_at"][:] if "evicted_at" in node else None
         return KeptSet(unit, [indices[a:b] for a, b in zip(offsets[:-1], offsets[1:])], gone)
 

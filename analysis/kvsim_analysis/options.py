@@ -9,21 +9,35 @@ from .style import THEMES
 
 
 def add_folders(parser):
-    parser.add_argument("folders", metavar="DIR", nargs="+",
-                        help="results folder of `kvsim run`; several are joined (more traces, more variants)")
+    parser.add_argument(
+        "folders",
+        metavar="DIR",
+        nargs="+",
+        help="results folder of `kvsim run`; several are joined (more traces, more variants)",
+    )
 
 
 def add_output(parser, command):
-    parser.add_argument("-o", "--output", metavar="FILE", help=f"figure to write: .png, .svg or .pdf (default: DIR/{command}.png)")
-    parser.add_argument("--theme", choices=sorted(THEMES, reverse=True), default="light", help="page colours (default: light)")
-    parser.add_argument("--title", metavar="TEXT", help="line above the panels (default: model and traces; '' for none)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help=f"figure to write: .png, .svg or .pdf (default: DIR/{command}.png)"
+    )
+    parser.add_argument(
+        "--theme", choices=sorted(THEMES, reverse=True), default="light", help="page colours (default: light)"
+    )
+    parser.add_argument(
+        "--title", metavar="TEXT", help="line above the panels (default: model and traces; '' for none)"
+    )
 
 
 def add_variants(parser, references=True):
     parser.add_argument("--policy", action="append", metavar="NAME", help="draw only this policy (repeatable)")
-    parser.add_argument("--variant", action="append", metavar="SPEC",
-                        help="draw only the variants that agree with this: a label of the figure, a whole spec, or one "
-                             "with some parameters such as 'snapkv(window=32)' (repeatable)")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="SPEC",
+        help="draw only the variants that agree with this: a label of the figure, a whole spec, or one "
+        "with some parameters such as 'snapkv(window=32)' (repeatable)",
+    )
     if references:
         parser.add_argument("--no-references", action="store_true", help="leave out full, oracles and random")
 
@@ -33,7 +47,9 @@ def add_layers(parser):
 
 
 def add_seed(parser):
-    parser.add_argument("--seed", type=whole_number, default=0, help="seed of the bootstrap behind the intervals (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="seed of the bootstrap behind the intervals (default: 0)"
+    )
 
 
 def whole_number(text):
@@ -54,10 +70,12 @@ def title_of(source, asked):
 
 
 def lengths_of(source):
-    """"prompt of 1184 tokens, 48 decode steps", with ranges over several traces."""
+    """ "prompt of 1184 tokens, 48 decode steps", with ranges over several traces."""
+
     def span(name):
         values = np.asarray(source.trace_table[name])
         return f"{values.min()}" if values.min() == values.max() else f"{values.min()}-{values.max()}"
+
     text = f"prompt of {span('prompt')} tokens"
     return text + (f", {span('decode')} decode steps" if "decode" in source.trace_table else "")
 
@@ -77,6 +95,7 @@ def one_trace(source, name):
     names = [str(n) for n in source.trace_names]
     if name not in names:
         from .errors import unknown
+
         raise unknown("trace", name, names)
     return names.index(name)
 

@@ -8,8 +8,8 @@ from matplotlib.lines import Line2D
 
 from .style import THEMES
 
-LEFT, RIGHT, GAP = 0.70, 0.16, 0.68               # inches beside and between panels
-HEADER, BELOW, PAD = 0.21, 0.47, 0.10             # above a panel, under it (ticks and label), between blocks
+LEFT, RIGHT, GAP = 0.70, 0.16, 0.68  # inches beside and between panels
+HEADER, BELOW, PAD = 0.21, 0.47, 0.10  # above a panel, under it (ticks and label), between blocks
 PANEL_SIZES = {1: (4.7, 3.0), 2: (3.5, 2.6), 3: (2.62, 2.4)}
 
 
@@ -29,7 +29,7 @@ class Page:
         self.figure = Figure(figsize=(self.width, 4))
         FigureCanvasAgg(self.figure)
         self.axes = [self.figure.add_axes([0.1, 0.1, 0.5, 0.5]) for _ in range(count)]
-        self.blocks = []                          # legends and notes under the panels, from top to bottom
+        self.blocks = []  # legends and notes under the panels, from top to bottom
         self.heading = None
 
     def legend(self, looks, heading=None):
@@ -37,8 +37,18 @@ class Page:
         if not looks:
             return
         handles = [Line2D([], [], label=_fold(look.label), **look.line(self._theme_name())) for look in looks]
-        options = dict(handles=handles, loc="upper left", borderpad=0, borderaxespad=0, handlelength=2.9,
-                       columnspacing=1.5, labelspacing=0.42, handletextpad=0.6, title=heading, alignment="left")
+        options = dict(
+            handles=handles,
+            loc="upper left",
+            borderpad=0,
+            borderaxespad=0,
+            handlelength=2.9,
+            columnspacing=1.5,
+            labelspacing=0.42,
+            handletextpad=0.6,
+            title=heading,
+            alignment="left",
+        )
         best = None
         for columns in range(min(len(handles), 6), 0, -1):
             legend = self.figure.legend(ncols=columns, **options)
@@ -55,8 +65,9 @@ class Page:
         text = "; ".join(s for s in sentences if s)
         if text:
             lines = "\n".join(textwrap.wrap(text[0].upper() + text[1:] + ".", int((self.width - self.left) * 18.0)))
-            self.blocks.append(self.figure.text(0, 0, lines, fontsize=7, color=self.theme["faint"], va="top",
-                                                linespacing=1.35))
+            self.blocks.append(
+                self.figure.text(0, 0, lines, fontsize=7, color=self.theme["faint"], va="top", linespacing=1.35)
+            )
 
     def title(self, text):
         """Sets the line above the panels; an empty text leaves it out."""

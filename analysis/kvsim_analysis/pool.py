@@ -10,9 +10,11 @@ from .errors import UserError
 from .results import load
 
 _REMAPPED = ("trace", "policy", "variant", "budget_request")
-_KEYS = {"rows": ("trace", "variant", "layer", "kv_head", "budget_request", "budget_tokens"),
-         "layers": ("trace", "variant", "layer", "budget_request", "budget_tokens"),
-         "summary": ("trace", "variant", "budget_request", "budget_tokens")}
+_KEYS = {
+    "rows": ("trace", "variant", "layer", "kv_head", "budget_request", "budget_tokens"),
+    "layers": ("trace", "variant", "layer", "budget_request", "budget_tokens"),
+    "summary": ("trace", "variant", "budget_request", "budget_tokens"),
+}
 # Runs of one experiment on two instruction paths agree to 1e-5 relative; beyond ten times that they differ.
 _AGREE = 1e-4
 
@@ -53,9 +55,11 @@ class Pool:
         """As Results.detail_arrays; shorter decodes are padded with NaN."""
         parts = [(m, *r.detail_arrays(metric)) for m, r in zip(self._maps, self.runs) if metric in r.detail_metrics]
         if not parts:
-            return self.runs[0].detail_arrays(metric)      # raises, and says why
+            return self.runs[0].detail_arrays(metric)  # raises, and says why
         steps = max(v.shape[1] for _, _, v in parts)
-        values = np.concatenate([np.pad(v, ((0, 0), (0, steps - v.shape[1])), constant_values=np.nan) for _, _, v in parts])
+        values = np.concatenate(
+            [np.pad(v, ((0, 0), (0, steps - v.shape[1])), constant_values=np.nan) for _, _, v in parts]
+        )
         cells = {k: np.concatenate([m[k][c[k]] if k in m else c[k] for m, c, _ in parts]) for k in parts[0][1]}
         keys = np.stack([cells[k] for k in ("trace", "variant", "layer", "kv_head", "budget_tokens")], 1)
         first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
@@ -90,8 +94,10 @@ class Pool:
             if bad.any():
                 variant = self.specs[self._raw("summary", "variant")[np.argmax(bad)]]
                 folders = " ".join(r.folder for r in self.runs)
-                raise UserError(f"the folders disagree on {name} of {variant} for one trace; "
-                                f"they cannot share one figure, use: kvsim-plot compare {folders}")
+                raise UserError(
+                    f"the folders disagree on {name} of {variant} for one trace; "
+                    f"they cannot share one figure, use: kvsim-plot compare {folders}"
+                )
 
 
 def trace_keys(table):

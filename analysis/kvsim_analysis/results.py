@@ -51,8 +51,10 @@ class Results:
             raise UserError(f"{self.path} holds no rows; every variant was refused or failed (see /failures)")
 
     def __repr__(self):
-        return (f"<kvsim results {self.folder!r}: {len(self.trace_names)} traces, {len(self.specs)} variants, "
-                f"{len(self.budgets)} budgets, {len(self.metric_names)} metrics>")
+        return (
+            f"<kvsim results {self.folder!r}: {len(self.trace_names)} traces, {len(self.specs)} variants, "
+            f"{len(self.budgets)} budgets, {len(self.metric_names)} metrics>"
+        )
 
     def column(self, table, name):
         """One column of "rows", "summary" or "layers" as an array; trace, policy, variant and budget_request are indices."""
@@ -73,8 +75,9 @@ class Results:
         if metric not in self.detail_metrics:
             raise unknown("per-step metric", metric, self.detail_metrics)
         with hdf5.open_file(self.path) as file:
-            cells = hdf5.read_group(file, "detail/cell", self.path,
-                                    required=("trace", "variant", "layer", "kv_head", "budget_tokens"))
+            cells = hdf5.read_group(
+                file, "detail/cell", self.path, required=("trace", "variant", "layer", "kv_head", "budget_tokens")
+            )
             values = hdf5.read_column(file, f"detail/{metric}", self.path)
         if values.ndim != 2 or values.shape[0] != len(cells["trace"]):
             raise UserError(f"{self.path}:/detail/{metric} is {values.shape}, not [{len(cells['trace'])} cells, steps]")
@@ -137,5 +140,7 @@ def _check_header(file, path):
     if not major.isdigit():
         raise UserError(f"{path} has no readable version (found '{version}')")
     if int(major) != MAJOR:
-        raise UserError(f"{path} is version {version}, this reader knows {MAJOR}.x; install the matching kvsim-analysis")
+        raise UserError(
+            f"{path} is version {version}, this reader knows {MAJOR}.x; install the matching kvsim-analysis"
+        )
     return attributes

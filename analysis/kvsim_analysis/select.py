@@ -90,7 +90,7 @@ def summary_column(source, metric, stat):
     if f"{metric}_{stat}" in columns:
         return f"{metric}_{stat}"
     if metric in columns and stat == "mean":
-        return metric                                  # metrics of the whole trace have one value
+        return metric  # metrics of the whole trace have one value
     kept = [s for s in QUANTILES.get(direction, ("mean",)) if f"{metric}_{s}" in columns]
     if not kept:
         raise UserError(f"/summary of {source.path} holds nothing of {metric}")

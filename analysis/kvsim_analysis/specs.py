@@ -46,7 +46,7 @@ class _Parser:
             self.at += 1
         if start == self.at:
             self.fail("expected a word")
-        return self.text[start:self.at]
+        return self.text[start : self.at]
 
     def quoted(self):
         start = self.at
@@ -56,7 +56,7 @@ class _Parser:
         if self.at >= len(self.text):
             self.fail("a quote is not closed")
         self.at += 1
-        return self.text[start:self.at]
+        return self.text[start : self.at]
 
     def value(self):
         char = self.peek()
@@ -84,7 +84,7 @@ class _Parser:
                 self.take("=")
                 value = self.value()
                 values[key] = Spec(value, {}) if key in _WRAPPED and isinstance(value, str) else value
-            else:                                    # a positional value
+            else:  # a positional value
                 self.at = mark
                 values[f"#{len(values)}"] = self.value()
             if self.peek() == ",":
@@ -174,7 +174,7 @@ def short_labels(texts):
         try:
             parsed[text] = parse(text)
         except UserError:
-            parsed[text] = None                       # unreadable specs label themselves
+            parsed[text] = None  # unreadable specs label themselves
     families = defaultdict(list)
     for text, spec in parsed.items():
         if spec is not None:
@@ -190,4 +190,3 @@ def short_labels(texts):
     for label in labels.values():
         count[label] += 1
     return [labels[t] if count[labels[t]] == 1 else t for t in texts]
-

@@ -7,7 +7,7 @@ trace, over (layer, KV head) pairs; where it excludes zero, the difference is mo
 import matplotlib
 import numpy as np
 
-from .. import axes, curves, options, output, pool, select, style
+from .. import axes, options, output, pool, select, style
 from ..bootstrap import mean_interval
 from ..errors import UserError
 from ..page import Page
@@ -25,8 +25,18 @@ EXAMPLES = """examples:
 
 def add_arguments(parser):
     parser.add_argument("folders", metavar="DIR", nargs="+", help="one run (name two variants), or two runs")
-    parser.add_argument("--y", nargs="+", metavar="METRIC", help="metrics to compare (default: output error, set consistency, miss rate)")
-    parser.add_argument("--x", choices=("budget_tokens", "fraction"), default="budget_tokens", help="what the x axis is (default: budget_tokens)")
+    parser.add_argument(
+        "--y",
+        nargs="+",
+        metavar="METRIC",
+        help="metrics to compare (default: output error, set consistency, miss rate)",
+    )
+    parser.add_argument(
+        "--x",
+        choices=("budget_tokens", "fraction"),
+        default="budget_tokens",
+        help="what the x axis is (default: budget_tokens)",
+    )
     options.add_variants(parser)
     options.add_layers(parser)
     options.add_seed(parser)
@@ -44,13 +54,18 @@ def run(args):
 def draw(runs, args):
     """The figure for one run and two variants, or for two runs."""
     source = runs[0]
-    metrics = list(dict.fromkeys(args.y)) if args.y else [m for m in ("output_error", "set_consistency", "miss_rate")
-                                                         if all(m in r.metric_names for r in runs)]
+    metrics = (
+        list(dict.fromkeys(args.y))
+        if args.y
+        else [m for m in ("output_error", "set_consistency", "miss_rate") if all(m in r.metric_names for r in runs)]
+    )
     options.require(metrics, "the runs share none of the default metrics; choose with --y")
     for run in runs:
         for metric in metrics:
             select.metric_info(run, metric)
-            options.require(metric in run.column_names["rows"], f"{metric} has no value per KV head, so it cannot be paired")
+            options.require(
+                metric in run.column_names["rows"], f"{metric} has no value per KV head, so it cannot be paired"
+            )
     pairs, page_looks, sentence = (_two_variants if len(runs) == 1 else _two_runs)(runs, args)
     page = Page(len(metrics), args.theme, gap=0.8, left=0.8)
     unit_name, spans = "", []
@@ -60,8 +75,12 @@ def draw(runs, args):
     for ax in page.axes:
         axes.log_x(ax, args.x, min(s[0] for s in spans), max(s[1] for s in spans), page.size[0])
     page.legend(page_looks if len(runs) == 2 else [])
-    page.notes(sentence, f"band: 95% bootstrap interval over {unit_name}" if unit_name else "", options.lengths_of(source),
-               f"layers {', '.join(map(str, sorted(args.layer)))}" if args.layer else "")
+    page.notes(
+        sentence,
+        f"band: 95% bootstrap interval over {unit_name}" if unit_name else "",
+        options.lengths_of(source),
+        f"layers {', '.join(map(str, sorted(args.layer)))}" if args.layer else "",
+    )
     page.title(options.title_of(source, args.title))
     return page.finish()
 
@@ -72,8 +91,10 @@ def _two_variants(runs, args):
     named = [i for text in args.variant or () for i in variants.find(text)]
     named += [i for policy in args.policy or () for i in variants.choose([policy], references=False)]
     if len(named) != 2 or named[0] == named[1]:
-        raise UserError(f"compare in one run needs exactly two variants, these options name {len(set(named))}; "
-                        "give --variant twice, or two folders")
+        raise UserError(
+            f"compare in one run needs exactly two variants, these options name {len(set(named))}; "
+            "give --variant twice, or two folders"
+        )
     first, second = named
     look = style.looks([variants.policies[second]], [variants.labels[second]], args.theme)
     return [(first, second)], look, f"difference: {variants.labels[second]} minus {variants.labels[first]}"
@@ -83,9 +104,15 @@ def _two_runs(runs, args):
     """Pairs for two runs: every shared variant, second run minus first."""
     one, two = (select.Variants(r) for r in runs)
     shared = [i for i in one.choose(args.policy, args.variant, references=False) if one.specs[i] in two.specs]
-    options.require(shared, "the two runs share none of the chosen variants (a variant is the same when its whole spec is)")
+    options.require(
+        shared, "the two runs share none of the chosen variants (a variant is the same when its whole spec is)"
+    )
     looks = style.looks([one.policies[i] for i in shared], [one.labels[i] for i in shared], args.theme)
-    return [(i, two.specs.index(one.specs[i])) for i in shared], looks, f"difference: {runs[1].folder} minus {runs[0].folder}"
+    return (
+        [(i, two.specs.index(one.specs[i])) for i in shared],
+        looks,
+        f"difference: {runs[1].folder} minus {runs[0].folder}",
+    )
 
 
 def _panel(page, ax, runs, metric, pairs, looks, args):
@@ -101,7 +128,9 @@ def _panel(page, ax, runs, metric, pairs, looks, args):
         resampled = resampled_here or resampled
         ax.plot(x, mean, **look.line(args.theme))
         if np.isfinite(low).any():
-            ax.fill_between(x, low, high, color=look.color, alpha=0.18 if len(pairs) < 5 else 0.08, linewidth=0, zorder=1.5)
+            ax.fill_between(
+                x, low, high, color=look.color, alpha=0.18 if len(pairs) < 5 else 0.08, linewidth=0, zorder=1.5
+            )
         ends += [x.min(), x.max()]
         tops += [np.nan_to_num(low), np.nan_to_num(high), mean[np.isfinite(mean)]]
     if not ends:
@@ -109,8 +138,11 @@ def _panel(page, ax, runs, metric, pairs, looks, args):
     ax.axhline(0, color=page.theme["faint"], linewidth=0.9, zorder=1)
     axes.y_axis(ax, np.concatenate([[0.0], *tops]), metric, allow_log=False)
     ax.set_ylabel(f"difference in {style.axis_label(metric, unit)}")
-    page.panel_note(ax, f"{'below' if direction == 'lower' else 'above'} zero: "
-                        + ("the second is better" if len(runs) == 1 else "the second run is better"))
+    page.panel_note(
+        ax,
+        f"{'below' if direction == 'lower' else 'above'} zero: "
+        + ("the second is better" if len(runs) == 1 else "the second run is better"),
+    )
     return min(ends), max(ends), resampled
 
 
@@ -120,13 +152,26 @@ def _cells(run, metric, variant, args):
     keys = pool.trace_keys(run.trace_table)
     wanted = np.isin(run.column("rows", "layer"), select.layers(run, args.layer))
     budget, trace = run.column("rows", "budget_tokens"), run.column("rows", "trace")
-    rows = np.flatnonzero(wanted & (run.column("rows", "variant") == variant) & (budget < prompts[trace])
-                          & np.isfinite(run.column("rows", metric)))
+    rows = np.flatnonzero(
+        wanted
+        & (run.column("rows", "variant") == variant)
+        & (budget < prompts[trace])
+        & np.isfinite(run.column("rows", metric))
+    )
     x = budget[rows] / prompts[trace[rows]] if args.x == "fraction" else budget[rows].astype(float)
     texts = run.budgets[run.column("rows", "budget_request")[rows]]
-    return {(keys[t], int(layer), int(head), str(text), int(b)): (float(at), float(value)) for t, layer, head, text, b, at, value in
-            zip(trace[rows], run.column("rows", "layer")[rows], run.column("rows", "kv_head")[rows], texts, budget[rows], x,
-                run.column("rows", metric)[rows])}
+    return {
+        (keys[t], int(layer), int(head), str(text), int(b)): (float(at), float(value))
+        for t, layer, head, text, b, at, value in zip(
+            trace[rows],
+            run.column("rows", "layer")[rows],
+            run.column("rows", "kv_head")[rows],
+            texts,
+            budget[rows],
+            x,
+            run.column("rows", metric)[rows],
+        )
+    }
 
 
 def _paired(first, second):

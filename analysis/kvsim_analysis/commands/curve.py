@@ -21,15 +21,23 @@ EXAMPLES = """examples:
   kvsim-plot curve runs/essay runs/chat --theme dark        two folders: their traces are averaged together
 """
 PANELS = (("output_error",), ("set_consistency", "free_consistency", "query_consistency"), ("miss_rate",))
-CROWDED = 12           # from so many lines on they are thinner and bands fainter
+CROWDED = 12  # from so many lines on they are thinner and bands fainter
 
 
 def add_arguments(parser):
     options.add_folders(parser)
-    parser.add_argument("--y", nargs="+", metavar="METRIC", help="metrics to draw, one panel each (see: kvsim list metrics)")
-    parser.add_argument("--x", choices=curves.X_NAMES, default="budget_tokens", help="what the x axis is (default: budget_tokens)")
-    parser.add_argument("--stat", default="mean", metavar="NAME",
-                        help="mean, p50, p95, p99, max; p5, p1, min where higher is better (default: mean)")
+    parser.add_argument(
+        "--y", nargs="+", metavar="METRIC", help="metrics to draw, one panel each (see: kvsim list metrics)"
+    )
+    parser.add_argument(
+        "--x", choices=curves.X_NAMES, default="budget_tokens", help="what the x axis is (default: budget_tokens)"
+    )
+    parser.add_argument(
+        "--stat",
+        default="mean",
+        metavar="NAME",
+        help="mean, p50, p95, p99, max; p5, p1, min where higher is better (default: mean)",
+    )
     options.add_variants(parser)
     options.add_layers(parser)
     options.add_seed(parser)
@@ -48,7 +56,12 @@ def draw(source, args):
     variants = select.Variants(source)
     chosen = variants.choose(args.policy, args.variant, not args.no_references)
     gathered = _gather(source, chosen, args)
-    looks = dict(zip(chosen, style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme)))
+    looks = dict(
+        zip(
+            chosen,
+            style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme),
+        )
+    )
     page = Page(len(gathered), args.theme)
     ends = _x_range(source, gathered)
     line = _prompt_line(source, args.x, ends)
@@ -62,11 +75,17 @@ def draw(source, args):
     page.legend([looks[i] for i in drawn if looks[i].reference], "references")
     traces = max(d.traces for d in gathered.values())
     what = "mean" if args.stat == "mean" else args.stat
-    page.notes(options.lengths_of(source), f"{what} over {options.averaged_over(source, args.layer)}"
-               + (f", then the mean over {traces} traces with its 95% bootstrap interval" if traces > 1 else ""),
-               "vertical line: the whole prompt" if line else "",
-               "budgets of the whole prompt and above are left out, since nothing is evicted there"
-               if any(d.trimmed for d in gathered.values()) else "")
+    page.notes(
+        options.lengths_of(source),
+        f"{what} over {options.averaged_over(source, args.layer)}"
+        + (f", then the mean over {traces} traces with its 95% bootstrap interval" if traces > 1 else ""),
+        "vertical line: the whole prompt" if line else "",
+        (
+            "budgets of the whole prompt and above are left out, since nothing is evicted there"
+            if any(d.trimmed for d in gathered.values())
+            else ""
+        ),
+    )
     page.title(options.title_of(source, args.title))
     return page.finish()
 
@@ -94,7 +113,9 @@ def _metrics(source, args):
         return list(dict.fromkeys(args.y))
     found = [next((m for m in names if select.in_summary(source, m)), None) for names in PANELS]
     found = [m for m in found if m]
-    options.require(found, f"{source.path} has none of the default metrics; choose with --y: {', '.join(source.metric_names)}")
+    options.require(
+        found, f"{source.path} has none of the default metrics; choose with --y: {', '.join(source.metric_names)}"
+    )
     if args.stat not in ("mean", "p50"):
         # Tail quantiles exist on one side only, so draw the panels that have the one asked for.
         having = [m for m in found if f"{m}_{args.stat}" in source.column_names["summary"]]
@@ -148,7 +169,15 @@ def _panel(page, ax, source, metric, data, looks, args):
             kwargs.update(marker="_", markersize=9)
         ax.plot(curve.x, curve.mean, markevery=_spread(curve.x), **kwargs)
         if np.isfinite(curve.low).any():
-            ax.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.08 if crowded else 0.16, linewidth=0, zorder=1.5)
+            ax.fill_between(
+                curve.x,
+                curve.low,
+                curve.high,
+                color=look.color,
+                alpha=0.08 if crowded else 0.16,
+                linewidth=0,
+                zorder=1.5,
+            )
     ax.set_ylabel(style.axis_label(metric, unit, args.stat))
     page.panel_note(ax, note)
 

@@ -20,13 +20,19 @@ EXAMPLES = """examples:
   kvsim-plot heatmap runs/main --budget 128 --metric miss_rate
   kvsim-plot heatmap runs/main --budget 10% --variant 'snapkv(window=32)' --variant ada --variant oracle_static
 """
-MOST = 12              # maps on one page unless the user names more
+MOST = 12  # maps on one page unless the user names more
 
 
 def add_arguments(parser):
     options.add_folders(parser)
-    parser.add_argument("--metric", "--y", default="output_error", metavar="METRIC", help="what is mapped (default: output_error)")
-    parser.add_argument("--budget", metavar="B", help="tokens, or a percentage of the run such as 10%% (default: near an eighth of the prompt)")
+    parser.add_argument(
+        "--metric", "--y", default="output_error", metavar="METRIC", help="what is mapped (default: output_error)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="B",
+        help="tokens, or a percentage of the run such as 10%% (default: near an eighth of the prompt)",
+    )
     parser.add_argument("--trace", metavar="NAME", help="one trace instead of the mean over all")
     options.add_variants(parser, references=False)
     options.add_output(parser, NAME)
@@ -57,13 +63,28 @@ def draw(source, args):
     size = (min(2.6, max(1.25, 0.3 * heads)), min(4.2, max(1.3, 0.16 * layers)))
     columns = min(len(maps), 6 if size[0] < 1.5 else 4)
     titles = {i: textwrap.wrap(variants.labels[i], int(size[0] * 13.5)) for i in maps}
-    page = Page(len(maps), args.theme, columns=columns, size=size, gap=0.42, row_gap=0.08, right=1.05,
-                header=0.1 + 0.145 * max(len(t) for t in titles.values()))
+    page = Page(
+        len(maps),
+        args.theme,
+        columns=columns,
+        size=size,
+        gap=0.42,
+        row_gap=0.08,
+        right=1.05,
+        header=0.1 + 0.145 * max(len(t) for t in titles.values()),
+    )
     low, high = _scale(maps.values())
     drawn = None
     for ax, (i, values) in zip(page.axes, maps.items()):
-        drawn = ax.imshow(values, aspect="auto", cmap="viridis" if (direction == "higher") == (args.theme == "light") else "viridis_r", vmin=low, vmax=high,
-                          origin="upper", interpolation="nearest")
+        drawn = ax.imshow(
+            values,
+            aspect="auto",
+            cmap="viridis" if (direction == "higher") == (args.theme == "light") else "viridis_r",
+            vmin=low,
+            vmax=high,
+            origin="upper",
+            interpolation="nearest",
+        )
         ax.grid(False)
         ax.set_title("\n".join(titles[i]), fontsize=8, loc="left", pad=4)
         ax.set_xlabel("KV head")
@@ -73,10 +94,14 @@ def draw(source, args):
         if k % columns == 0:
             ax.set_ylabel("layer")
     traces = 1 if args.trace else len(source.trace_names)
-    page.notes(options.lengths_of(source), f"budget {label}", "mean over the decode steps and query heads of a KV head"
-               + (f", and over {traces} traces" if traces > 1 else ""),
-               f"{left_out} more variants are not shown, choose with --variant" if left_out else "",
-               "grey: undefined" if any(np.isnan(m).any() for m in maps.values()) else "")
+    page.notes(
+        options.lengths_of(source),
+        f"budget {label}",
+        "mean over the decode steps and query heads of a KV head"
+        + (f", and over {traces} traces" if traces > 1 else ""),
+        f"{left_out} more variants are not shown, choose with --variant" if left_out else "",
+        "grey: undefined" if any(np.isnan(m).any() for m in maps.values()) else "",
+    )
     page.title(options.title_of(source, args.title))
     figure = page.finish()
     _colorbar(page, drawn, f"{style.axis_label(args.metric, unit)}\n({direction} is better)")
@@ -86,9 +111,13 @@ def draw(source, args):
 def _maps(source, args, chosen, mask):
     """{variant: [layer, KV head]} of means over traces; variants without any value are left out."""
     trace = options.one_trace(source, args.trace)
-    shapes = {(int(a), int(b)) for a, b in zip(source.trace_table.get("layers", [0]), source.trace_table.get("kv_heads", [0]))}
+    shapes = {
+        (int(a), int(b)) for a, b in zip(source.trace_table.get("layers", [0]), source.trace_table.get("kv_heads", [0]))
+    }
     if trace is None and len(shapes) > 1:
-        raise UserError(f"the traces have different shapes; name one with --trace: {', '.join(map(str, source.trace_names))}")
+        raise UserError(
+            f"the traces have different shapes; name one with --trace: {', '.join(map(str, source.trace_names))}"
+        )
     if trace is not None:
         mask = mask & (source.column("rows", "trace") == trace)
     layer_names, layer = np.unique(source.column("rows", "layer"), return_inverse=True)

@@ -22,11 +22,19 @@ EXAMPLES = """examples:
 
 def add_arguments(parser):
     options.add_folders(parser)
-    parser.add_argument("--y", default="output_error", metavar="METRIC", help="metric to trade for memory (default: output_error)")
-    parser.add_argument("--x", choices=curves.X_NAMES, metavar="NAME",
-                        help="resident_bytes, resident_tokens, resident_union_bytes, budget_tokens or fraction "
-                             "(default: resident_bytes where recorded, else resident_tokens)")
-    parser.add_argument("--stat", default="mean", metavar="NAME", help="mean, p50, p95, p99, max; p5, p1, min (default: mean)")
+    parser.add_argument(
+        "--y", default="output_error", metavar="METRIC", help="metric to trade for memory (default: output_error)"
+    )
+    parser.add_argument(
+        "--x",
+        choices=curves.X_NAMES,
+        metavar="NAME",
+        help="resident_bytes, resident_tokens, resident_union_bytes, budget_tokens or fraction "
+        "(default: resident_bytes where recorded, else resident_tokens)",
+    )
+    parser.add_argument(
+        "--stat", default="mean", metavar="NAME", help="mean, p50, p95, p99, max; p5, p1, min (default: mean)"
+    )
     parser.add_argument("--list", action="store_true", help="print the points of the frontier before the path")
     options.add_variants(parser)
     options.add_layers(parser)
@@ -62,7 +70,12 @@ def draw(source, args):
     data = curves.gather(source, args.y, chosen, x, args.stat, args.layer)
     drawn = [i for i in chosen if i in data.curves and variants.policies[i] != "full"]
     options.require(drawn, "nothing to draw but 'full', which has no budget")
-    looks = dict(zip(chosen, style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme)))
+    looks = dict(
+        zip(
+            chosen,
+            style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme),
+        )
+    )
     page = Page(1, args.theme, size=(6.3, 3.7))
     ax = page.axes[0]
     for i in drawn:
@@ -71,8 +84,12 @@ def draw(source, args):
         kwargs.update(alpha=1.0 if look.reference else 0.9)
         ax.plot(curve.x, curve.mean, **kwargs)
     real = [(i, p) for i in drawn if not looks[i].reference for p in range(len(data.curves[i].x))]
-    front = [real[k] for k in frontier([data.curves[i].x[p] for i, p in real], [data.curves[i].mean[p] for i, p in real],
-                                       direction == "lower")]
+    front = [
+        real[k]
+        for k in frontier(
+            [data.curves[i].x[p] for i, p in real], [data.curves[i].mean[p] for i, p in real], direction == "lower"
+        )
+    ]
     xs = np.concatenate([data.curves[i].x for i in drawn])
     xs = xs[np.isfinite(xs) & (xs > 0)]
     axes.log_x(ax, x, xs.min(), xs.max(), page.size[0])
@@ -85,11 +102,17 @@ def draw(source, args):
     page.panel_note(ax, f"{direction} is better, and so is less memory")
     page.legend([looks[i] for i in drawn if not looks[i].reference])
     page.legend([looks[i] for i in drawn if looks[i].reference], "references")
-    page.notes(options.lengths_of(source), "rings and steps: the frontier of the policies" if front else "",
-               f"means over {data.traces} traces" if data.traces > 1 else "")
+    page.notes(
+        options.lengths_of(source),
+        "rings and steps: the frontier of the policies" if front else "",
+        f"means over {data.traces} traces" if data.traces > 1 else "",
+    )
     page.title(options.title_of(source, args.title))
-    listing = [f"{_x_text(x, data.curves[i].x[p]):>10}  {data.curves[i].mean[p]:.6g}  {variants.labels[i]}  "
-               f"budget {data.curves[i].budgets[p]:.0f}" for i, p in front]
+    listing = [
+        f"{_x_text(x, data.curves[i].x[p]):>10}  {data.curves[i].mean[p]:.6g}  {variants.labels[i]}  "
+        f"budget {data.curves[i].budgets[p]:.0f}"
+        for i, p in front
+    ]
     return page.finish(), listing
 
 

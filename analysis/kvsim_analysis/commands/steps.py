@@ -22,11 +22,25 @@ EXAMPLES = """examples:
 
 def add_arguments(parser):
     options.add_folders(parser)
-    parser.add_argument("--y", nargs="+", metavar="METRIC", help="metrics to draw, one panel each (default: output_error)")
-    parser.add_argument("--budget", metavar="B", help="tokens, or a percentage of the run such as 10%% (default: near an eighth of the prompt)")
+    parser.add_argument(
+        "--y", nargs="+", metavar="METRIC", help="metrics to draw, one panel each (default: output_error)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="B",
+        help="tokens, or a percentage of the run such as 10%% (default: near an eighth of the prompt)",
+    )
     parser.add_argument("--trace", metavar="NAME", help="one trace instead of the mean over all")
-    parser.add_argument("--kv-head", type=options.whole_number, metavar="N", help="one KV head instead of the mean over all")
-    parser.add_argument("--smooth", type=options.whole_number, default=1, metavar="N", help="running mean over N steps (default: 1, none)")
+    parser.add_argument(
+        "--kv-head", type=options.whole_number, metavar="N", help="one KV head instead of the mean over all"
+    )
+    parser.add_argument(
+        "--smooth",
+        type=options.whole_number,
+        default=1,
+        metavar="N",
+        help="running mean over N steps (default: 1, none)",
+    )
     options.add_variants(parser)
     options.add_layers(parser)
     options.add_output(parser, NAME)
@@ -41,7 +55,11 @@ def run(args):
 
 def draw(source, args):
     """The figure for parsed options."""
-    metrics = list(dict.fromkeys(args.y or (["output_error"] if "output_error" in source.detail_metrics else source.detail_metrics[:1])))
+    metrics = list(
+        dict.fromkeys(
+            args.y or (["output_error"] if "output_error" in source.detail_metrics else source.detail_metrics[:1])
+        )
+    )
     for metric in metrics or ["output_error"]:
         select.metric_info(source, metric)
         source.detail_arrays(metric)
@@ -49,7 +67,12 @@ def draw(source, args):
     chosen = variants.choose(args.policy, args.variant, not args.no_references)
     label, _ = select.budget(source, args.budget)
     lines = {m: _lines(source, m, chosen, label, args) for m in metrics}
-    looks = dict(zip(chosen, style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme)))
+    looks = dict(
+        zip(
+            chosen,
+            style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme),
+        )
+    )
     page = Page(len(metrics), args.theme, columns=2, size=(4.6, 2.7) if len(metrics) > 1 else (6.2, 3.2))
     for ax, (metric, drawn) in zip(page.axes, lines.items()):
         _panel(page, ax, source, metric, drawn, looks, args)
@@ -59,8 +82,12 @@ def draw(source, args):
     where = f"KV head {args.kv_head}" if args.kv_head is not None else "KV heads"
     layers = "layers" if not args.layer else "layers " + ", ".join(map(str, sorted(args.layer)))
     traces = 1 if args.trace else len(source.trace_names)
-    page.notes(options.lengths_of(source), f"budget {label}", f"mean over {layers}{',' if traces > 1 else ' and'} {where}" + (f" and {traces} traces" if traces > 1 else ""),
-               f"running mean over {args.smooth} steps" if args.smooth > 1 else "")
+    page.notes(
+        options.lengths_of(source),
+        f"budget {label}",
+        f"mean over {layers}{',' if traces > 1 else ' and'} {where}" + (f" and {traces} traces" if traces > 1 else ""),
+        f"running mean over {args.smooth} steps" if args.smooth > 1 else "",
+    )
     page.title(options.title_of(source, args.title))
     return page.finish()
 
@@ -93,7 +120,10 @@ def _at_budget(source, cells, label):
     if not percent:
         return cells["budget_tokens"] == int(number)
     request = source.column("rows", "budget_request") == [str(b) for b in source.budgets].index(label)
-    pairs = {(int(t), int(b)) for t, b in zip(source.column("rows", "trace")[request], source.column("rows", "budget_tokens")[request])}
+    pairs = {
+        (int(t), int(b))
+        for t, b in zip(source.column("rows", "trace")[request], source.column("rows", "budget_tokens")[request])
+    }
     return np.array([(int(t), int(b)) in pairs for t, b in zip(cells["trace"], cells["budget_tokens"])], bool)
 
 
