@@ -33,29 +33,29 @@ enum class Scope : std::uint8_t { head, layer, model };
 /// Static facts of a policy.
 struct PolicyTraits {
   std::string_view name;
-  std::string_view summary;    // one line
-  std::string_view reference;  // paper and, where there is one, the code whose defaults are used
-  std::string_view accounting; // how the budget is counted and what is protected
-  bool nested = true;          // kept(b) is a subset of kept(b + 1): every budget in one pass
-  bool oracle = false;         // looks at the future
-  bool step_order = false;     // every decode step and query head has its own order (oracle_topk)
-  bool windowed = false;       // scores by the attention of an observation window (window_consistency is defined)
+  std::string_view summary;     // one line
+  std::string_view reference;   // paper and, where there is one, the code whose defaults are used
+  std::string_view accounting;  // how the budget is counted and what is protected
+  bool nested = true;           // kept(b) is a subset of kept(b + 1): every budget in one pass
+  bool oracle = false;          // looks at the future
+  bool step_order = false;      // every decode step and query head has its own order (oracle_topk)
+  bool windowed = false;  // scores by the attention of an observation window (window_consistency is defined)
 };
 
 /// Shapes of the layer that is being replayed.
 struct LayerGeometry {
-  std::uint32_t layer = 0;          // the model's own layer index
-  std::uint32_t model_layers = 1;   // layers of the model
+  std::uint32_t layer = 0;                     // the model's own layer index
+  std::uint32_t model_layers = 1;              // layers of the model
   std::vector<std::uint32_t> recorded_layers;  // ascending; those the trace holds
-  std::size_t prompt = 0;           // T
-  std::size_t decode = 0;           // S
+  std::size_t prompt = 0;                      // T
+  std::size_t decode = 0;                      // S
   std::size_t kv_heads = 1;
-  std::size_t group = 1;            // query heads per KV head
+  std::size_t group = 1;  // query heads per KV head
   std::size_t key_dim = 0;
   std::size_t value_dim = 0;
-  double softmax_scale = 1.0;       // of the recorded model (kvpress' formulas use 1/sqrt(key_dim) instead)
+  double softmax_scale = 1.0;  // of the recorded model (kvpress' formulas use 1/sqrt(key_dim) instead)
   std::uint32_t sliding_window = 0;
-  std::uint64_t trace_digest = 0;   // keys random choices, with layer and head
+  std::uint64_t trace_digest = 0;  // keys random choices, with layer and head
 };
 
 /// Rotary embedding of the layer, to re-create queries at other positions.
@@ -83,14 +83,16 @@ class HeadFeatures {
   virtual MatrixView<const float> keys() const = 0;    // [T, d], as attention reads them
   virtual MatrixView<const float> values() const = 0;  // [T, dv]
   virtual Rope rope() const = 0;
-  /// Mean over the last `window` prompt queries of their causal attention, [T]; softmax over all visible keys.
+  /// Mean over the last `window` prompt queries of their causal attention, [T]; softmax over all visible
+  /// keys.
   virtual std::span<const float> window_mean(std::uint32_t window, std::size_t query_head) const = 0;
   /// Sum over all prompt queries of their causal attention, [T].
   virtual std::span<const float> attention_sum(std::size_t query_head) const = 0;
   /// The same divided by the number of queries that see the key, T - t, [T].
   virtual std::span<const float> attention_mean_over_visible(std::size_t query_head) const = 0;
   virtual QueryStats query_stats(std::size_t query_head) const = 0;
-  /// Mean over the decode steps of the true decode queries' attention over the prompt, [T] (denominator: all visible).
+  /// Mean over the decode steps of the true decode queries' attention over the prompt, [T] (denominator: all
+  /// visible).
   virtual std::span<const float> decode_mean(std::size_t query_head) const = 0;
 };
 
@@ -99,12 +101,13 @@ enum class Unit : std::uint8_t { kv, query, layer };
 
 /// Scores of one selection unit, larger = keep.
 struct UnitScores {
-  std::vector<float> score;                  // [T]; NaN is an error of the policy
-  std::vector<TokenIndex> protected_tokens;  // in the order in which they are kept: sinks, then newest to oldest
+  std::vector<float> score;  // [T]; NaN is an error of the policy
+  std::vector<TokenIndex>
+      protected_tokens;  // in the order in which they are kept: sinks, then newest to oldest
 };
 
-/// All units of a layer: with Unit::kv and Unit::layer one per KV head (equal ones for layer), with Unit::query one per
-/// query head, group after group.
+/// All units of a layer: with Unit::kv and Unit::layer one per KV head (equal ones for layer), with
+/// Unit::query one per query head, group after group.
 struct LayerScores {
   Unit unit = Unit::kv;
   std::vector<UnitScores> units;
@@ -144,7 +147,8 @@ class Policy {
   virtual Unit unit() const { return Unit::kv; }
   virtual Scope scope() const { return Scope::head; }
 
-  /// Stage 1, per KV head, independent of other heads: fills one UnitScores (Unit::kv, layer) or `group` (Unit::query).
+  /// Stage 1, per KV head, independent of other heads: fills one UnitScores (Unit::kv, layer) or `group`
+  /// (Unit::query).
   virtual void score(const HeadFeatures& head, std::span<UnitScores> out) const = 0;
   /// Stage 2, per layer: what needs all heads (a layer-wide mean, chunk sums over heads). Default: nothing.
   virtual void join(const LayerGeometry&, LayerScores&) const {}

@@ -30,7 +30,8 @@ std::vector<const PolicyTraits*> all_policies();
 const PolicyTraits* find_policy(std::string_view name);
 /// An unbound policy with its defaults. Throws UserError naming the nearest name.
 std::unique_ptr<Policy> make_policy(std::string_view name);
-/// A policy bound to a spec: unknown keys (lists the valid ones), values out of range and wrong types are UserErrors.
+/// A policy bound to a spec: unknown keys (lists the valid ones), values out of range and wrong types are
+/// UserErrors.
 std::unique_ptr<Policy> bind_policy(const SpecValue& spec);
 
 /// Every parameter written, in declared order, numbers as their shortest exact text: the label of a variant.
@@ -42,8 +43,8 @@ struct FieldDescription {
 };
 std::vector<FieldDescription> describe_fields(std::string_view name);
 
-/// The same three for anything that declares fields (page policies, predictors): bind the arguments of `spec`, print
-/// `name(key=value,...)`, describe.
+/// The same three for anything that declares fields (page policies, predictors): bind the arguments of
+/// `spec`, print `name(key=value,...)`, describe.
 void bind_fields(const SpecValue& spec, const std::function<void(FieldVisitor&)>& fields);
 std::string print_fields(std::string_view name, const std::function<void(FieldVisitor&)>& fields);
 std::vector<FieldDescription> describe_fields(const std::function<void(FieldVisitor&)>& fields);
