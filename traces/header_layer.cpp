@@ -48,6 +48,7 @@ void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const
   };
   layer.has_attention = check("attention", {heads, queries, sequence.end()});
   layer.has_output_proj = check("output_proj", {heads * root.value_dim, kAny});
+  if (layer.has_output_proj) layer.hidden_size = static_cast<std::uint32_t>(group.dataset("output_proj").shape()[1]);
   layer.has_hidden = check("hidden", {own, kAny});
   layer.has_retention = check("retention", {root.num_kv_heads, own});
   check("sensitivity", {kAny, heads, sequence.decode, root.value_dim});
@@ -77,9 +78,7 @@ void check_statistics(const h5::Group& group, const TraceInfo& root, const Seque
 /// Bytes of all datasets below a group.
 std::uint64_t stored_bytes(const h5::Group& group) {
   std::uint64_t total = 0;
-  for (const std::string& name : group.children()) {
-    total += group.has_group(name) ? stored_bytes(group.group(name)) : group.dataset(name).bytes();
-  }
+  for (const std::string& path : group.all_datasets()) total += group.dataset(path).bytes();
   return total;
 }
 

@@ -26,6 +26,7 @@ struct LayerInfo {
   bool has_attention = false;
   bool has_output_proj = false;
   bool has_hidden = false;
+  std::uint32_t hidden_size = 0;              // columns of output_proj, 0 without one
   bool has_retention = false;
   bool has_query_stats = false;
   std::vector<std::string> attention_stats;   // names of the recorded per-key sums
