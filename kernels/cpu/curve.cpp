@@ -28,20 +28,29 @@ HWY_INLINE void prefetch_weights(MatrixView<const float> weights, TokenList toke
   }
 }
 
-/// Copies `count` tokens' weights from `begin` on side by side and sums them from zero; at stop s (tokens of
-/// this block) the running total is written to held[s]. Afterwards the block's sum is added to `total`.
+/// Copies `count` tokens' weights from `begin` on side by side and sums them in the runs of the products; at
+/// stop s (tokens of this block) the running total is written to held[s].
 HWY_INLINE void pack_weights(MatrixView<const float> weights, TokenList tokens, std::size_t begin,
-                             std::size_t count, RowTile tile, float* HWY_RESTRICT packed,
-                             float* HWY_RESTRICT total, std::span<const std::uint32_t> stops,
-                             float* HWY_RESTRICT held) {
+                             std::size_t count, std::size_t run, RowTile tile, float* HWY_RESTRICT packed,
+                             Master total, std::span<const std::uint32_t> stops, float* HWY_RESTRICT held) {
   const FloatTag d;
   HWY_ALIGN float partial[kRowTile] = {};
   std::size_t next = 0;
   for (std::size_t t = 0; t <= count; ++t) {
     for (; next < stops.size() && stops[next] == t; ++next) {
       for (std::size_t i = 0; i < tile.padded; i += kFloatLanes) {
-        hn::Store(hn::Add(hn::Load(d, total + i), hn::Load(d, partial + i)), d,
+        hn::Store(hn::Add(hn::Load(d, total.total + i), hn::Load(d, partial + i)), d,
                   held + next * tile.padded + i);
+      }
+    }
+    if (t == count || (t % run == 0 && t > 0)) {
+      for (std::size_t i = 0; i < tile.padded; i += kFloatLanes) {
+        FloatVec sum = hn::Load(d, total.total + i);
+        FloatVec lost = hn::Load(d, total.lost + i);
+        add_compensated(hn::Load(d, partial + i), sum, lost);
+        hn::Store(sum, d, total.total + i);
+        hn::Store(lost, d, total.lost + i);
+        hn::Store(hn::Zero(d), d, partial + i);
       }
     }
     if (t == count) break;
@@ -53,9 +62,6 @@ HWY_INLINE void pack_weights(MatrixView<const float> weights, TokenList tokens, 
       hn::Store(hn::Add(hn::Load(d, partial + i), w), d, partial + i);
     }
   }
-  for (std::size_t i = 0; i < tile.padded; i += kFloatLanes) {
-    hn::Store(hn::Add(hn::Load(d, total + i), hn::Load(d, partial + i)), d, total + i);
-  }
 }
 
 /// Buffers of one row tile's pass; columns are rounded up to whole groups.
@@ -63,23 +69,25 @@ struct TilePass {
   TilePass(std::size_t value_dim, std::size_t padded, std::size_t snapshots)
       : groups((value_dim + kGroup - 1) / kGroup),
         master(groups * kGroup, padded),
+        lost(groups * kGroup, padded),
         exact(snapshots == 0 ? 0 : groups * kGroup, padded),
         weights(kTokenBlock, padded),
         values(groups * kTokenBlock, kGroup),
         total(1, padded),
+        total_lost(1, padded),
         held(snapshots, padded),
         inverse(snapshots, padded),
         squares(snapshots, padded) {}
 
   std::size_t groups;
-  Matrix<float> master, exact, weights, values, total, held, inverse, squares;
+  Matrix<float> master, lost, exact, weights, values, total, total_lost, held, inverse, squares;
 };
 
 /// Runs all blocks of a tile: counts are the snapshots' token numbers (empty for a plain product), `last` the
 /// tokens read.
 void run_blocks(MatrixView<const float> weights, MatrixView<const float> values, TokenList tokens,
-                std::size_t last, RowTile tile, std::span<const std::uint32_t> counts, Snapshots at,
-                TilePass& pass) {
+                std::size_t last, std::size_t run, RowTile tile, std::span<const std::uint32_t> counts,
+                Snapshots at, TilePass& pass) {
   std::uint32_t stops[kTokenBlock];
   std::vector<std::uint32_t> many;
   std::size_t snapshot = 0;
@@ -92,7 +100,8 @@ void run_blocks(MatrixView<const float> weights, MatrixView<const float> values,
     std::uint32_t* stop = here > kTokenBlock ? many.data() : stops;
     for (std::size_t s = 0; s < here; ++s) stop[s] = counts[snapshot + s] - static_cast<std::uint32_t>(begin);
     const std::size_t stride = tile.padded;
-    pack_weights(weights, tokens, begin, count, tile, pass.weights.data(), pass.total.data(), {stop, here},
+    pack_weights(weights, tokens, begin, count, run, tile, pass.weights.data(),
+                 {pass.total.data(), pass.total_lost.data()}, {stop, here},
                  pass.held.data() + snapshot * stride);
     pack_values(values, tokens, begin, count, pass.values.data());
     for (std::size_t i = snapshot * stride; i < until * stride; ++i) {
@@ -114,8 +123,8 @@ void run_blocks(MatrixView<const float> weights, MatrixView<const float> values,
       }
       prefetch_weights(weights, tokens, begin + count + ahead * g / pass.groups,
                        begin + count + ahead * (g + 1) / pass.groups, tile);
-      tile_pass(pass.weights.data(), stride, pass.values.data() + g * kTokenBlock * kGroup, count,
-                pass.master.row(column), local);
+      tile_pass(pass.weights.data(), stride, pass.values.data() + g * kTokenBlock * kGroup, count, run,
+                {pass.master.row(column), pass.lost.row(column)}, local);
     }
     snapshot = until;
   }
@@ -131,7 +140,7 @@ void attention_outputs_path(MatrixView<const float> weights, MatrixView<const fl
   for (std::size_t row = row_begin; row < row_end; row += kRowTile) {
     const RowTile tile = row_tile(row, row_end);
     TilePass pass(values.cols, tile.padded, 0);
-    run_blocks(weights, values, {nullptr, first}, last - first, tile, {}, {}, pass);
+    run_blocks(weights, values, {nullptr, first}, last - first, kExactRun, tile, {}, {}, pass);
     for (std::size_t c = 0; c < values.cols; ++c)
       std::copy_n(pass.master.row(c), tile.rows, out.row(c) + row);
     if (!weight_sum.empty()) std::copy_n(pass.total.data(), tile.rows, weight_sum.data() + row);
@@ -143,7 +152,7 @@ void accumulate_product_path(MatrixView<const float> a, MatrixView<const float> 
     const RowTile tile = row_tile(row, a.cols);
     TilePass pass(b.cols, tile.padded, 0);
     load_columns(out, tile, pass.master);
-    run_blocks(a, b, {nullptr, 0}, a.rows, tile, {}, {}, pass);
+    run_blocks(a, b, {nullptr, 0}, a.rows, kCurveRun, tile, {}, {}, pass);
     for (std::size_t c = 0; c < b.cols; ++c) std::copy_n(pass.master.row(c), tile.rows, out.row(c) + row);
   }
 }
@@ -172,7 +181,8 @@ void curve_tile(const CurveInput& in, RowTile tile, std::size_t row_begin, const
   at.delta = out.delta;
   at.delta_stride = out.delta_stride;
   at.delta_rows = in.exact.stride;
-  run_blocks(in.weights, in.values, {in.order.data(), 0}, in.counts.back(), tile, in.counts, at, pass);
+  run_blocks(in.weights, in.values, {in.order.data(), 0}, in.counts.back(), kCurveRun, tile, in.counts, at,
+             pass);
 
   HWY_ALIGN float norm[kRowTile];
   exact_norms(pass.exact, in.values.cols, tile.padded, norm);

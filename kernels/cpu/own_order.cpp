@@ -38,14 +38,18 @@ struct OwnRow {
 /// Sums of the row's kept weights at every count, in blocks like those of the outputs.
 void sum_weights(float tail, OwnRow& own) {
   float total = tail;
+  float lost = 0.0f;
   float partial = 0.0f;
   std::size_t s = 0;
   for (std::size_t i = 0; s < own.counts.size(); ++i) {
     for (; s < own.counts.size() && own.counts[s] == i; ++s) own.held[s] = total + partial;
     if (i == own.order.size()) break;
     partial += own.weight[i];
-    if ((i + 1) % kTokenBlock == 0) {
-      total += partial;
+    if ((i + 1) % kExactRun == 0) {
+      const float wanted = partial - lost;
+      const float next = total + wanted;
+      lost = (next - total) - wanted;
+      total = next;
       partial = 0.0f;
     }
   }
@@ -63,10 +67,10 @@ void channel_chunk(const CurveInput& in, const OwnRow& own, std::size_t column,
     exact[c] = in.exact(column + c, own.row);
     tail[c] = in.tail_output(column + c, own.row);
   }
-  FloatVec total[kChannelVecs], partial[kChannelVecs];
+  FloatVec total[kChannelVecs], lost[kChannelVecs], partial[kChannelVecs];
   for (std::size_t i = 0; i < kChannelVecs; ++i) {
     total[i] = hn::Load(d, tail + i * kFloatLanes);
-    partial[i] = hn::Zero(d);
+    lost[i] = partial[i] = hn::Zero(d);
   }
   std::size_t done = 0;
   for (std::size_t s = 0; s < own.counts.size(); ++s) {
@@ -80,9 +84,9 @@ void channel_chunk(const CurveInput& in, const OwnRow& own, std::size_t column,
       for (std::size_t i = 0; i < kChannelVecs; ++i) {
         partial[i] = fused(d, w, hn::LoadU(d, value + i * kFloatLanes), partial[i]);
       }
-      if ((done + 1) % kTokenBlock == 0) {
+      if ((done + 1) % kExactRun == 0) {
         for (std::size_t i = 0; i < kChannelVecs; ++i) {
-          total[i] = hn::Add(total[i], partial[i]);
+          add_compensated(partial[i], total[i], lost[i]);
           partial[i] = hn::Zero(d);
         }
       }

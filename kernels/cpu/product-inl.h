@@ -1,9 +1,10 @@
 // The product of weights and values that all outputs share: packed blocks of tokens, register tiles of rows x
 // columns.
 //
-// A block of kTokenBlock consecutive ranks is summed from zero in registers and then added to the running
-// total (the master). That keeps the float error at the size of a sum over blocks, and because block borders
-// stand at fixed ranks the bits do not depend on where snapshots are taken.
+// A run of consecutive ranks is summed from zero in registers and then added to the running total (the
+// master) with Kahan's compensation. A plain float sum would lose every weight below half a unit of a heavy
+// one, which peaky attention is full of; this way only the rest of one run can be lost. Runs start at fixed
+// ranks, so the bits do not depend on where snapshots are taken.
 
 #if defined(KVSIM_KERNELS_CPU_PRODUCT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVSIM_KERNELS_CPU_PRODUCT_INL_H_
@@ -29,7 +30,10 @@ using FloatTag = hn::ScalableTag<float>;
 using FloatVec = hn::Vec<FloatTag>;
 
 inline constexpr std::size_t kFloatLanes = HWY_LANES(float);
-inline constexpr std::size_t kTokenBlock = 128;
+inline constexpr std::size_t kTokenBlock =
+    128;  // tokens packed at once: 24 KiB of weights, in the first-level cache
+inline constexpr std::size_t kCurveRun = 64;  // tokens summed from zero in a curve
+inline constexpr std::size_t kExactRun = 16;  // and in exact outputs, which every error refers to
 // 3 vectors x 8 columns fill 24 of AVX-512's 32 registers with sums, 3 x 4 fill 12 of AVX2's 16: with three
 // weights and one broadcast value nothing spills, and each loaded vector serves eight (four) multiply-adds.
 inline constexpr std::size_t kTileVecs = 3;
@@ -137,45 +141,69 @@ HWY_INLINE void compare(const Snapshots& at, std::size_t s, std::size_t offset, 
   for (std::size_t i = 0; i < kVecs; ++i) hn::Store(squares[i], d, at.squares + base + i * kFloatLanes);
 }
 
-/// One column group over one block of packed tokens, kVecs vectors of rows from `offset` of the tile.
+/// total += sum with Kahan's compensation: `lost` is what the last addition could not hold.
+template <class V>
+HWY_INLINE void add_compensated(V sum, V& total, V& lost) {
+  const V wanted = hn::Sub(sum, lost);
+  const V next = hn::Add(total, wanted);
+  lost = hn::Sub(hn::Sub(next, total), wanted);
+  total = next;
+}
+
+/// Running totals of one column group: [kGroup][padded] each.
+struct Master {
+  float* total = nullptr;
+  float* lost = nullptr;
+};
+
+/// One column group over one block of packed tokens, kVecs vectors of rows from `offset` of the tile; sums
+/// start from zero at every multiple of `run` tokens.
 template <std::size_t kVecs>
 HWY_NOINLINE void group_pass(const float* HWY_RESTRICT w, std::size_t stride, std::size_t offset,
-                             const float* HWY_RESTRICT v, std::size_t tokens, float* HWY_RESTRICT master,
+                             const float* HWY_RESTRICT v, std::size_t tokens, std::size_t run, Master master,
                              const Snapshots& at) {
   const FloatTag d;
-  FloatVec sum[kGroup][kVecs];
+  std::size_t s = 0;
+  for (std::size_t begin = 0; begin == 0 || begin < tokens; begin += run) {
+    const std::size_t end = std::min(begin + run, tokens);
+    FloatVec sum[kGroup][kVecs];
 #pragma GCC unroll 8
-  for (std::size_t j = 0; j < kGroup; ++j) {
+    for (std::size_t j = 0; j < kGroup; ++j) {
 #pragma GCC unroll 3
-    for (std::size_t i = 0; i < kVecs; ++i) sum[j][i] = hn::Zero(d);
-  }
-  std::size_t t = 0;
-  for (std::size_t s = 0; s < at.count; ++s) {
-    add_tokens<kVecs>(w + offset, stride, v, t, at.stops[s], sum);
-    t = at.stops[s];
-    compare<kVecs>(at, s, offset, stride, master, sum);
-  }
-  add_tokens<kVecs>(w + offset, stride, v, t, tokens, sum);
+      for (std::size_t i = 0; i < kVecs; ++i) sum[j][i] = hn::Zero(d);
+    }
+    std::size_t t = begin;
+    for (; s < at.count && at.stops[s] <= end; ++s) {
+      add_tokens<kVecs>(w + offset, stride, v, t, at.stops[s], sum);
+      t = at.stops[s];
+      compare<kVecs>(at, s, offset, stride, master.total, sum);
+    }
+    add_tokens<kVecs>(w + offset, stride, v, t, end, sum);
 #pragma GCC unroll 8
-  for (std::size_t j = 0; j < kGroup; ++j) {
+    for (std::size_t j = 0; j < kGroup; ++j) {
 #pragma GCC unroll 3
-    for (std::size_t i = 0; i < kVecs; ++i) {
-      float* total = master + j * stride + offset + i * kFloatLanes;
-      hn::Store(hn::Add(hn::Load(d, total), sum[j][i]), d, total);
+      for (std::size_t i = 0; i < kVecs; ++i) {
+        const std::size_t place = j * stride + offset + i * kFloatLanes;
+        FloatVec total = hn::Load(d, master.total + place);
+        FloatVec lost = hn::Load(d, master.lost + place);
+        add_compensated(sum[j][i], total, lost);
+        hn::Store(total, d, master.total + place);
+        hn::Store(lost, d, master.lost + place);
+      }
     }
   }
 }
 
 /// group_pass over all rows of a tile.
 HWY_INLINE void tile_pass(const float* w, std::size_t padded, const float* v, std::size_t tokens,
-                          float* master, const Snapshots& at) {
+                          std::size_t run, Master master, const Snapshots& at) {
   const std::size_t vecs = padded / kFloatLanes;
   std::size_t done = 0;
   for (; done + kTileVecs <= vecs; done += kTileVecs) {
-    group_pass<kTileVecs>(w, padded, done * kFloatLanes, v, tokens, master, at);
+    group_pass<kTileVecs>(w, padded, done * kFloatLanes, v, tokens, run, master, at);
   }
-  if (vecs - done == 2) group_pass<2>(w, padded, done * kFloatLanes, v, tokens, master, at);
-  if (vecs - done == 1) group_pass<1>(w, padded, done * kFloatLanes, v, tokens, master, at);
+  if (vecs - done == 2) group_pass<2>(w, padded, done * kFloatLanes, v, tokens, run, master, at);
+  if (vecs - done == 1) group_pass<1>(w, padded, done * kFloatLanes, v, tokens, run, master, at);
 }
 
 }  // namespace kvsim::HWY_NAMESPACE
