@@ -5,6 +5,8 @@ import numpy as np
 
 from .errors import UserError
 
+MAJOR = 1
+
 
 class open_file:
     """Opens `path` for reading; every low-level failure inside the block becomes a UserError naming the file."""
@@ -36,6 +38,24 @@ def _reason(error):
     if "signature" in text:
         return "not an HDF5 file"
     return text
+
+
+def check_format(file, path, expected):
+    """The root attributes as a dict, once format and version are known to be ours."""
+    attributes = {k: plain(v) for k, v in file.attrs.items()}
+    found = attributes.get("format")
+    if found != expected:
+        what = f"its format is '{found}'" if found else "it has no format attribute"
+        raise UserError(f"{path} is not a {expected} file ({what})")
+    version = str(attributes.get("version", ""))
+    major = version.split(".")[0]
+    if not major.isdigit():
+        raise UserError(f"{path} has no readable version (found '{version}')")
+    if int(major) != MAJOR:
+        raise UserError(
+            f"{path} is version {version}, this reader knows {MAJOR}.x; install the matching kvsim-analysis"
+        )
+    return attributes
 
 
 def plain(value):

@@ -9,6 +9,7 @@ import numpy as np
 from . import hdf5
 from .errors import UserError, unknown
 
+FORMAT = "kvsim-kept"
 NEVER = 0xFFFFFFFF
 
 
@@ -41,6 +42,7 @@ class KeptSets:
             raise UserError(f"no kept.h5 in {os.path.dirname(path)}; run again with `kvsim run ... --save kept`")
         self.path = path
         with hdf5.open_file(path) as file:
+            hdf5.check_format(file, path, FORMAT)
             columns = hdf5.read_group(file, "cells", path, required=("trace", "variant", "budget_tokens"))
         traces = _names(columns["trace"], trace_names)
         variants = _names(columns["variant"], specs)

@@ -11,7 +11,6 @@ from .errors import UserError, unknown
 from .kept import KeptSets
 
 FORMAT = "kvsim-results"
-MAJOR = 1
 GROUPS = {"rows": "rows", "summary": "summary", "layers": "layer_rows"}
 
 
@@ -36,7 +35,7 @@ class Results:
         self.folder, self.path = _locate(os.fspath(folder))
         self._cache = {}
         with hdf5.open_file(self.path) as file:
-            self.attributes = _check_header(file, self.path)
+            self.attributes = hdf5.check_format(file, self.path, FORMAT)
             self.trace_table = hdf5.read_group(file, "traces", self.path, required=("name", "prompt"))
             self.variant_table = hdf5.read_group(file, "variants", self.path, required=("spec", "policy"))
             self.metric_table = hdf5.read_group(file, "metrics", self.path, required=("name", "direction"))
@@ -126,21 +125,3 @@ def _locate(path):
     if os.path.isdir(os.path.join(path, "parts")):
         raise UserError(f"{path} holds unmerged parts but no results.h5; finish the run, or: kvsim merge {path}")
     raise UserError(f"no results.h5 in {path}; make one with: kvsim run TRACE --policy SPEC --budget LIST --out {path}")
-
-
-def _check_header(file, path):
-    """The root attributes as a dict, once format and version are known to be ours."""
-    attributes = {k: hdf5.plain(v) for k, v in file.attrs.items()}
-    found = attributes.get("format")
-    if found != FORMAT:
-        what = f"its format is '{found}'" if found else "it has no format attribute"
-        raise UserError(f"{path} is not a kvsim results file ({what})")
-    version = str(attributes.get("version", ""))
-    major = version.split(".")[0]
-    if not major.isdigit():
-        raise UserError(f"{path} has no readable version (found '{version}')")
-    if int(major) != MAJOR:
-        raise UserError(
-            f"{path} is version {version}, this reader knows {MAJOR}.x; install the matching kvsim-analysis"
-        )
-    return attributes

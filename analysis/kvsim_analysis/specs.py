@@ -127,13 +127,15 @@ def _same(a, b):
         return a == b
 
 
-def _text(value):
-    """A short text of a value; lists keep their brackets, paths lose their folder."""
+def _text(value, whole_paths=False):
+    """A short text of a value; lists keep their brackets, paths lose their folder unless asked not to."""
     if isinstance(value, list):
-        return "[" + ",".join(_text(v) for v in value) + "]"
+        return "[" + ",".join(_text(v, whole_paths) for v in value) + "]"
     if isinstance(value, Spec):
         return value.name
-    return value[1:-1].rsplit("/", 1)[-1] if value.startswith('"') else value
+    if value.startswith('"'):
+        return value[1:-1] if whole_paths else value[1:-1].rsplit("/", 1)[-1]
+    return value
 
 
 def _flatten(spec, path=()):
@@ -144,19 +146,19 @@ def _flatten(spec, path=()):
         if isinstance(value, Spec):
             flat.update(_flatten(value, here))
         else:
-            flat[here] = _text(value)
+            flat[here] = _text(value, whole_paths=True)
     return flat
 
 
-def _render(spec, shown, path=()):
+def _render(spec, shown, whole_paths=False, path=()):
     """The policy's name, the policies inside it, and those parameters whose path is in `shown`."""
     inside, after = [], []
     for key, value in spec.values.items():
         here = path + ((spec.name, key),)
         if isinstance(value, Spec):
-            inside.append(_render(value, shown, here))
+            inside.append(_render(value, shown, whole_paths, here))
         elif here in shown:
-            after.append(_text(value) if key.startswith("#") else f"{key}={_text(value)}")
+            after.append(("" if key.startswith("#") else f"{key}=") + _text(value, whole_paths))
     name = spec.name + (f"({', '.join(inside)})" if inside else "")
     return " ".join([name, *after])
 
@@ -184,8 +186,10 @@ def short_labels(texts):
         flats = [_flatten(parsed[m]) for m in members]
         paths = {p for flat in flats for p in flat}
         shown = {p for p in paths if len({flat[p] for flat in flats if p in flat}) > 1}
-        for member in members:
-            labels[member] = _render(parsed[member], shown)
+        short = [_render(parsed[m], shown) for m in members]
+        if len(set(short)) < len(short):
+            short = [_render(parsed[m], shown, whole_paths=True) for m in members]
+        labels.update(zip(members, short))
     count = defaultdict(int)
     for label in labels.values():
         count[label] += 1

@@ -109,7 +109,7 @@ def write_results(
         if detail:
             _detail(file, table, values, decode, seed)
     if kept:
-        _kept(folder, table, prompts, layers, kv_heads)
+        _kept(folder, table, names, specs, prompts, layers, kv_heads)
     return folder
 
 
@@ -337,11 +337,13 @@ def _detail(file, table, values, decode, seed):
         )
 
 
-def _kept(folder, table, prompts, layers, kv_heads):
+def _kept(folder, table, names, specs, prompts, layers, kv_heads):
     keys = ("trace", "variant", "budget_tokens")
     cells = np.unique(np.stack([table[k] for k in keys], 1), axis=0)
     with h5py.File(os.path.join(folder, "kept.h5"), "w") as file:
-        _put(file, "cells", {k: cells[:, i] for i, k in enumerate(keys)})
+        file.attrs.update({"format": "kvsim-kept", "version": "1.0"})
+        columns = {"trace": [names[t] for t in cells[:, 0]], "variant": [specs[v] for v in cells[:, 1]]}
+        _put(file, "cells", {**columns, "budget_tokens": cells[:, 2]})
         for i, (trace, _, budget) in enumerate(cells[:24]):
             for layer in range(layers):
                 node = file.create_group(f"kept/{i}/{layer:03d}")

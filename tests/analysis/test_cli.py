@@ -43,7 +43,7 @@ class Writes(unittest.TestCase):
                 seen = set()
                 for name in ("a", "b"):
                     path = os.path.join(folder, name + extension)
-                    support.plot("curve", support.results("five"), "-o", path)
+                    support.plot("curve", support.results("one"), "-o", path)
                     with open(path, "rb") as file:
                         seen.add(file.read())
                 self.assertEqual(len(seen), 1, extension)

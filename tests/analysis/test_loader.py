@@ -120,7 +120,7 @@ class Load(unittest.TestCase):
         path = os.path.join(folder, "results.h5")
         with h5py.File(path, "a") as file:
             file.attrs["format"] = "kvsim-trace"
-        self.refused(folder, "not a kvsim results file")
+        self.refused(folder, "not a kvsim-results file")
         with h5py.File(path, "a") as file:
             file.attrs.update({"format": "kvsim-results", "version": "2.0"})
         self.refused(folder, "version 2.0")

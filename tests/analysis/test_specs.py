@@ -97,6 +97,10 @@ class ShortLabels(unittest.TestCase):
         got = short_labels(['external(file="/a/one.h5",dataset="/x")', 'external(file="/a/two.h5",dataset="/x")'])
         self.assertEqual(got, ["external file=one.h5", "external file=two.h5"])
 
+    def test_files_of_one_name_are_told_apart_by_their_folders(self):
+        got = short_labels(['external(file="/a/s.h5",dataset="/x")', 'external(file="/b/s.h5",dataset="/x")'])
+        self.assertEqual(got, ["external file=/a/s.h5", "external file=/b/s.h5"])
+
 
 if __name__ == "__main__":
     unittest.main()

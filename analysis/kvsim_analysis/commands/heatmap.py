@@ -62,7 +62,7 @@ def draw(source, args):
     layers, heads = next(iter(maps.values())).shape
     size = (min(2.6, max(1.25, 0.3 * heads)), min(4.2, max(1.3, 0.16 * layers)))
     columns = min(len(maps), 6 if size[0] < 1.5 else 4)
-    titles = {i: textwrap.wrap(variants.labels[i], int(size[0] * 13.5)) for i in maps}
+    titles = {i: textwrap.wrap(variants.labels[i], int((size[0] + 0.36) * 14)) for i in maps}
     page = Page(
         len(maps),
         args.theme,
