@@ -175,6 +175,38 @@ void Dataset::write_raw(std::span<const std::uint64_t> offset, std::span<const s
           where(), "write");
 }
 
+void Dataset::stream_raw(std::size_t piece_bytes,
+                         const std::function<void(std::span<const std::byte>)>& take) const {
+  check_backed();
+  if (bytes() == 0) return;
+  // A piece is a run of indices along `axis` with everything behind it; indices before it are counted
+  // through.
+  std::size_t axis = 0;
+  std::uint64_t row = bytes();
+  for (; axis < shape_.size(); ++axis) {
+    row /= shape_[axis];
+    if (row <= piece_bytes) break;
+  }
+  if (shape_.empty()) row = bytes();
+  const std::uint64_t step = shape_.empty() ? 1 : std::max<std::uint64_t>(1, piece_bytes / row);
+  Shape offset(shape_.size(), 0), count = shape_;
+  std::fill(count.begin(), count.begin() + static_cast<std::ptrdiff_t>(std::min(axis, shape_.size())), 1);
+  std::vector<std::byte> buffer;
+  for (;;) {
+    if (!shape_.empty()) count[axis] = std::min(step, shape_[axis] - offset[axis]);
+    buffer.resize((shape_.empty() ? 1 : count[axis]) * row);
+    read_raw(offset, count, buffer);
+    take(buffer);
+    if (shape_.empty()) return;
+    offset[axis] += count[axis];
+    for (std::size_t i = axis; offset[i] == shape_[i]; --i) {
+      if (i == 0) return;
+      offset[i] = 0;
+      ++offset[i - 1];
+    }
+  }
+}
+
 template <typename T>
 std::vector<T> Dataset::read() const {
   return read<T>(Shape(shape_.size(), 0), shape_);

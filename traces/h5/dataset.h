@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,6 +44,9 @@ class Dataset : public Object {
   /// Writes a rectangle in the file's own type.
   void write_raw(std::span<const std::uint64_t> offset, std::span<const std::uint64_t> count,
                  std::span<const std::byte> in);
+
+  /// Hands all elements to `take` in row-major order, unconverted, in pieces of about `piece_bytes`.
+  void stream_raw(std::size_t piece_bytes, const std::function<void(std::span<const std::byte>)>& take) const;
 
   /// All elements, converted by HDF5 to T (slow for 16-bit types; for small datasets). An integer T wants an
   /// integer dataset, a floating T any numeric one.

@@ -24,6 +24,11 @@ class Group : public Object {
   bool has_dataset(std::string_view name) const;
   /// Names of its direct members, sorted bytewise.
   std::vector<std::string> children() const;
+  /// Absolute paths of all datasets at and below this group, sorted bytewise. UserError when groups nest
+  /// deeper than kMaxDepth or members exceed kMaxMembers: hard links can form circles.
+  std::vector<std::string> all_datasets() const;
+  static constexpr std::size_t kMaxDepth = 16;
+  static constexpr std::size_t kMaxMembers = 1 << 20;
 
   Group group(std::string_view name) const;
   Group create_group(std::string_view name);
@@ -59,6 +64,7 @@ class Group : public Object {
  private:
   std::string child_path(std::string_view name) const;
   Dataset one_dimensional(std::string_view name) const;
+  void collect_datasets(std::size_t depth, std::vector<std::string>& into) const;
 };
 
 /// An open file, seen as its root group. Move-only; closing (or its end) releases it.

@@ -84,6 +84,7 @@ Handle create(hid_t parent, const std::string& name, hid_t type, const Shape& sh
 }  // namespace
 
 std::string Group::child_path(std::string_view name) const {
+  if (!name.empty() && name.front() == '/') return std::string(name);
   return path() == "/" ? "/" + std::string(name) : path() + "/" + std::string(name);
 }
 
@@ -108,6 +109,26 @@ std::vector<std::string> Group::children() const {
   require(H5Literate(id(), H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, collect_name, &names), where(), "list");
   std::sort(names.begin(), names.end());
   return names;
+}
+
+void Group::collect_datasets(std::size_t depth, std::vector<std::string>& into) const {
+  for (const std::string& name : children()) {
+    if (has_group(name)) {
+      if (depth == kMaxDepth) throw UserError("{}: found groups nested deeper than {}", where(), kMaxDepth);
+      group(name).collect_datasets(depth + 1, into);
+    } else if (has_dataset(name)) {
+      into.push_back(child_path(name));
+    }
+    if (into.size() > kMaxMembers) throw UserError("{}: found more than {} datasets", where(), kMaxMembers);
+  }
+}
+
+std::vector<std::string> Group::all_datasets() const {
+  const Session session;
+  std::vector<std::string> paths;
+  collect_datasets(0, paths);
+  std::sort(paths.begin(), paths.end());
+  return paths;
 }
 
 Group Group::group(std::string_view name) const {
