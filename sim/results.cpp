@@ -12,8 +12,9 @@
 namespace kvsim {
 namespace {
 
-// A bin holds the doubles of one sign that share exponent and the first seven bits of the mantissa, so it is at most
-// 1/128 of its lower edge wide, and finding it takes no logarithm whose last bit could differ between machines.
+// A bin holds the doubles of one sign that share exponent and the first seven bits of the mantissa, so it is
+// at most 1/128 of its lower edge wide, and finding it takes no logarithm whose last bit could differ between
+// machines.
 constexpr int kDroppedBits = 52 - 7;
 constexpr std::size_t kCompactFrom = 1024;
 
@@ -94,7 +95,8 @@ double Distribution::quantile(double q) const {
   KVSIM_CHECK(q >= 0 && q <= 1, "quantile {}", q);
   if (q == 0) return min;
   if (q == 1) return max;
-  // The smallest value that at least the share q does not exceed; the factor undoes the rounding of q * count upwards.
+  // The smallest value that at least the share q does not exceed; the factor undoes the rounding of q * count
+  // upwards.
   const double wanted = std::ceil(q * static_cast<double>(count) * (1 - 1e-14));
   const auto rank = std::clamp<std::uint64_t>(static_cast<std::uint64_t>(wanted), 1, count);
   std::uint64_t seen = 0;
