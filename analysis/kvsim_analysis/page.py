@@ -79,6 +79,14 @@ class Page:
         """Small text over a panel, at its left."""
         ax.text(0, 1.018, text, transform=ax.transAxes, fontsize=7, color=self.theme["faint"], va="bottom", ha="left")
 
+    def y_label(self, ax, text):
+        """Labels a panel's y axis, in smaller letters where the panel is too low for it."""
+        label = ax.yaxis.label
+        label.set_text(text)
+        room, height = self.size[1] + 0.1, self._extent(label)[1]
+        if height > room:
+            label.set_fontsize(label.get_fontsize() * room / height)
+
     def finish(self):
         """Fixes the height of the page and puts everything in place; returns the figure."""
         top = PAD + (self._extent(self.heading)[1] + 0.08 if self.heading else 0)

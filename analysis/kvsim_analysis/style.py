@@ -53,7 +53,7 @@ NAMES = {
     "set_jaccard": "set Jaccard index",
     "set_mass_ratio": "set mass ratio",
     "free_consistency": "free consistency",
-    "free_consistency_corrected": "free consistency, chance-corrected",
+    "free_consistency_corrected": "free consistency, corrected",
     "window_consistency": "window consistency",
     "miss_rate": "miss rate (c = 0.9)",
     "miss_rate_50": "miss rate (c = 0.5)",
@@ -165,5 +165,5 @@ def metric_name(metric):
 def axis_label(metric, unit="", stat="mean"):
     """An axis label with its unit, and the statistic when it is not the mean."""
     name = metric_name(metric) + ("" if stat == "mean" else f", {stat}")
-    shown = unit.strip()
-    return f"{name} [{shown}]" if shown and shown not in ("1", "-", "ratio", "none") else name
+    shown = {"relative": "relative L2", "ratio": "", "1": "", "-": ""}.get(unit, unit)
+    return f"{name} [{shown}]" if shown else name

@@ -32,6 +32,7 @@ KINDS = {
         budgets=["5%", "10%", "20%", "40%", "64"],
         detail=True,
     ),
+    "small": dict(specs=["h2o", "tova", "knorm"], layers=2, budgets=[64, 128, 256], detail=True),
     "after": dict(skill_shift=0.03),
 }
 

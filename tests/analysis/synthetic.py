@@ -6,19 +6,19 @@ import h5py
 import numpy as np
 
 METRICS = [
-    ("output_error", "relative L2", "lower"),
-    ("attention_recall", "", "higher"),
-    ("query_consistency", "", "higher"),
-    ("set_consistency", "", "higher"),
-    ("set_jaccard", "", "higher"),
-    ("set_mass_ratio", "", "higher"),
-    ("free_consistency", "", "higher"),
-    ("free_consistency_corrected", "", "higher"),
-    ("window_consistency", "", "higher"),
-    ("miss_rate", "", "lower"),
-    ("miss_rate_50", "", "lower"),
-    ("miss_rate_99", "", "lower"),
-    ("evidence_recall", "", "higher"),
+    ("output_error", "relative", "lower"),
+    ("attention_recall", "probability", "higher"),
+    ("query_consistency", "fraction", "higher"),
+    ("set_consistency", "fraction", "higher"),
+    ("set_jaccard", "fraction", "higher"),
+    ("set_mass_ratio", "ratio", "higher"),
+    ("free_consistency", "fraction", "higher"),
+    ("free_consistency_corrected", "fraction", "higher"),
+    ("window_consistency", "fraction", "higher"),
+    ("miss_rate", "fraction", "lower"),
+    ("miss_rate_50", "fraction", "lower"),
+    ("miss_rate_99", "fraction", "lower"),
+    ("evidence_recall", "fraction", "higher"),
     ("resident_bytes", "bytes", "lower"),
     ("resident_union_bytes", "bytes", "lower"),
 ]
@@ -171,7 +171,7 @@ def _header(file, names, prompts, decode, specs, budgets, layers, kv_heads):
             "automatic": automatic,
         },
     )
-    listed = METRICS + [("projected_error", "relative L2", "lower")]
+    listed = METRICS + [("projected_error", "relative", "lower")]
     _put(
         file,
         "metrics",

@@ -11,11 +11,11 @@ import support
 
 HEADS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 CALLS = {
-    "curve": ["standard"],
-    "pareto": ["standard"],
-    "heatmap": ["standard"],
-    "steps": ["standard", "--policy", "h2o", "--policy", "tova"],
-    "compare": ["standard", "--variant", "h2o", "--variant", "tova"],
+    "curve": ["small"],
+    "pareto": ["small"],
+    "heatmap": ["small"],
+    "steps": ["small", "--policy", "h2o", "--policy", "tova"],
+    "compare": ["small", "--variant", "h2o", "--variant", "tova"],
 }
 
 
@@ -50,11 +50,11 @@ class Writes(unittest.TestCase):
 
     def test_pareto_lists_its_frontier(self):
         with tempfile.TemporaryDirectory() as folder:
-            _, out, _ = support.plot("pareto", support.results("five"), "--list", "-o", os.path.join(folder, "p.png"))
+            _, out, _ = support.plot("pareto", support.results("small"), "--list", "-o", os.path.join(folder, "p.png"))
         *points, path = out.strip().split("\n")
         self.assertTrue(path.endswith("p.png"))
         errors = [float(re.split(r"\s{2,}", p.strip())[1]) for p in points]
-        self.assertGreater(len(errors), 3)
+        self.assertGreaterEqual(len(errors), 3)
         self.assertEqual(errors, sorted(errors, reverse=True))
 
     def test_a_failed_write_leaves_nothing(self):
@@ -114,7 +114,7 @@ class Faults(unittest.TestCase):
         self.fault("no such folder", "curve", run, "-o", "/nowhere/x.png")
 
     def test_compare_needs_two(self):
-        run = support.results("standard")
+        run = support.results("small")
         self.fault("exactly two variants", "compare", run, "--variant", "h2o")
         self.fault("one or two folders", "compare", run, run, run)
 

@@ -38,6 +38,15 @@ class Texts(unittest.TestCase):
             with support.drawn(*call) as figure:
                 self.assertEqual(support.overlaps(figure), [], call)
 
+    def test_of_every_metric_never_overlap(self):
+        metrics = [m for m, _, _ in synthetic.METRICS if m not in ("evidence_recall", "window_consistency")]
+        with support.drawn("curve", support.results("small"), "--y", *metrics) as figure:
+            self.assertEqual(support.overlaps(figure), [])
+        with support.drawn(
+            "compare", support.results("small"), "--policy", "h2o", "--policy", "tova", "--y", *metrics
+        ) as figure:
+            self.assertEqual(support.overlaps(figure), [])
+
     def test_of_long_labels_never_overlap(self):
         parts = "query=window,value=caote,redundancy=none,heads=ada(alpha={a}),layers=cake,sinks=4,recent={r}"
         specs = [
@@ -64,7 +73,9 @@ class CurveFigure(unittest.TestCase):
     def test_has_three_panels_and_lists_references_apart(self):
         with support.drawn("curve", support.results("standard")) as figure:
             labels = [ax.get_ylabel() for ax in figure.axes]
-            self.assertEqual(labels, ["output error [relative L2]", "set consistency", "miss rate (c = 0.9)"])
+            self.assertEqual(
+                labels, ["output error [relative L2]", "set consistency [fraction]", "miss rate (c = 0.9) [fraction]"]
+            )
             self.assertEqual([ax.get_yscale() for ax in figure.axes], ["log", "linear", "linear"])
             policies, references = figure.findobj(Legend)
             self.assertEqual(

@@ -137,7 +137,7 @@ def _panel(page, ax, runs, metric, pairs, looks, args):
         raise UserError(f"no cell of {metric} stands on both sides (same trace, layer, KV head and budget)")
     ax.axhline(0, color=page.theme["faint"], linewidth=0.9, zorder=1)
     axes.y_axis(ax, np.concatenate([[0.0], *tops]), metric, allow_log=False)
-    ax.set_ylabel(f"difference in {style.axis_label(metric, unit)}")
+    page.y_label(ax, f"Δ {style.axis_label(metric, unit)}")
     page.panel_note(
         ax,
         f"{'below' if direction == 'lower' else 'above'} zero: "

@@ -178,7 +178,7 @@ def _panel(page, ax, source, metric, data, looks, args):
                 linewidth=0,
                 zorder=1.5,
             )
-    ax.set_ylabel(style.axis_label(metric, unit, args.stat))
+    page.y_label(ax, style.axis_label(metric, unit, args.stat))
     page.panel_note(ax, note)
 
 

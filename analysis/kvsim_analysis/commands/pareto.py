@@ -98,7 +98,7 @@ def draw(source, args):
         fx, fy = (np.array([getattr(data.curves[i], name)[p] for i, p in front]) for name in ("x", "mean"))
         ax.step(fx, fy, where="post", color=page.theme["ink"], linewidth=1.0, alpha=0.75, zorder=4)
         ax.scatter(fx, fy, s=62, facecolors="none", edgecolors=page.theme["ink"], linewidths=0.9, zorder=5)
-    ax.set_ylabel(style.axis_label(args.y, unit, args.stat))
+    page.y_label(ax, style.axis_label(args.y, unit, args.stat))
     page.panel_note(ax, f"{direction} is better, and so is less memory")
     page.legend([looks[i] for i in drawn if not looks[i].reference])
     page.legend([looks[i] for i in drawn if looks[i].reference], "references")

@@ -157,5 +157,5 @@ def _panel(page, ax, source, metric, drawn, looks, args):
         ax.plot(steps, values, markevery=(0, max(1, len(values) // 12)), **kwargs)
     ax.set_xlim(-0.5, max(len(v) for v in drawn.values()) - 0.5)
     ax.set_xlabel("decode step")
-    ax.set_ylabel(style.axis_label(metric, unit))
+    page.y_label(ax, style.axis_label(metric, unit))
     page.panel_note(ax, f"{direction} is better" + ("; full lies below" if log and full else ""))
