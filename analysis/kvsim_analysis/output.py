@@ -9,7 +9,10 @@ FORMATS = ("png", "svg", "pdf")
 
 def output_path(asked, folder, command):
     """(path, format) of the figure: as asked, or `<command>.png` in the results folder. Checked before any work."""
-    path = asked or os.path.join(folder, f"{command}.png")
+    if asked is None:
+        # A folder that does not exist is the loader's to explain.
+        return os.path.join(os.path.dirname(folder) if os.path.isfile(folder) else folder, f"{command}.png"), "png"
+    path = asked
     extension = os.path.splitext(path)[1][1:].lower()
     if extension not in FORMATS:
         close = nearest(extension, FORMATS) if extension else None

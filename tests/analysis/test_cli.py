@@ -37,6 +37,11 @@ class Writes(unittest.TestCase):
         self.assertEqual((code, out.strip()), (0, os.path.join(folder, "curve.png")))
         self.assertTrue(os.path.isfile(out.strip()))
 
+    def test_the_results_file_may_be_named_instead_of_its_folder(self):
+        folder = support.fresh("file")
+        code, out, _ = support.plot("curve", os.path.join(folder, "results.h5"))
+        self.assertEqual((code, out.strip()), (0, os.path.join(folder, "curve.png")))
+
     def test_the_same_bytes_every_time(self):
         with tempfile.TemporaryDirectory() as folder:
             for extension in HEADS:
@@ -103,7 +108,7 @@ class Faults(unittest.TestCase):
         self.fault("write the folder before --y", "curve", "--y", "miss_rate", run)
 
     def test_missing_input(self):
-        self.fault("no such folder", "curve", os.path.join(support.ROOT, "nowhere"))
+        self.fault("kvsim-plot: no such folder", "curve", os.path.join(support.ROOT, "nowhere"))
         self.fault("required: DIR", "curve")
         self.fault("--detail steps", "steps", support.results("one"))
         self.fault("undefined", "curve", support.results("one"), "--y", "evidence_recall")
