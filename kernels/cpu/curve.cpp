@@ -1,8 +1,11 @@
 // Products along tokens: exact outputs, one-pass budget curves, and the matrix product of projections.
 #include "kernels/replay.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
+#include <vector>
 
 #include "kernels/cpu/targets.h"
 #include "kernels/error.h"
@@ -18,179 +21,202 @@
 HWY_BEFORE_NAMESPACE();
 namespace kvsim::HWY_NAMESPACE {
 
-/// Fetches the next block's weights into the second-level cache, a slice per column group, so that packing
-/// finds them.
-HWY_INLINE void prefetch_weights(MatrixView<const float> weights, TokenList tokens, std::size_t begin,
-                                 std::size_t end, RowTile tile) {
-  for (std::size_t t = begin; t < end; ++t) {
-    const float* row = weights.row(tokens[t]) + tile.first;
-    for (std::size_t i = 0; i < tile.padded; i += kRowPad) __builtin_prefetch(row + i, 0, 2);
-  }
-}
+/// Tiles that share one packing of the values; their totals stay in the second-level cache.
+inline constexpr std::size_t kTilesAtOnce = 4;
 
-/// Copies `count` tokens' weights from `begin` on side by side and sums them in the runs of the products; at
-/// stop s (tokens of this block) the running total is written to held[s].
-HWY_INLINE void pack_weights(MatrixView<const float> weights, TokenList tokens, std::size_t begin,
-                             std::size_t count, std::size_t run, RowTile tile, float* HWY_RESTRICT packed,
-                             Master total, std::span<const std::uint32_t> stops, float* HWY_RESTRICT held) {
-  const FloatTag d;
-  HWY_ALIGN float partial[kRowTile] = {};
-  std::size_t next = 0;
-  for (std::size_t t = 0; t <= count; ++t) {
-    for (; next < stops.size() && stops[next] == t; ++next) {
-      for (std::size_t i = 0; i < tile.padded; i += kFloatLanes) {
-        hn::Store(hn::Add(hn::Load(d, total.total + i), hn::Load(d, partial + i)), d,
-                  held + next * tile.padded + i);
-      }
-    }
-    if (t == count || (t % run == 0 && t > 0)) {
-      for (std::size_t i = 0; i < tile.padded; i += kFloatLanes) {
-        FloatVec sum = hn::Load(d, total.total + i);
-        FloatVec lost = hn::Load(d, total.lost + i);
-        add_compensated(hn::Load(d, partial + i), sum, lost);
-        hn::Store(sum, d, total.total + i);
-        hn::Store(lost, d, total.lost + i);
-        hn::Store(hn::Zero(d), d, partial + i);
-      }
-    }
-    if (t == count) break;
-    const float* from = weights.row(tokens[begin + t]) + tile.first;
-    float* to = packed + t * tile.padded;
-    for (std::size_t i = 0; i < tile.padded; i += kFloatLanes) {
-      const FloatVec w = hn::LoadU(d, from + i);
-      hn::Store(w, d, to + i);
-      hn::Store(hn::Add(hn::Load(d, partial + i), w), d, partial + i);
-    }
-  }
-}
-
-/// Buffers of one row tile's pass; columns are rounded up to whole groups.
+/// Everything that belongs to one tile of a pass; columns are rounded up to whole groups.
 struct TilePass {
-  TilePass(std::size_t value_dim, std::size_t padded, std::size_t snapshots)
-      : groups((value_dim + kGroup - 1) / kGroup),
-        master(groups * kGroup, padded),
-        lost(groups * kGroup, padded),
-        exact(snapshots == 0 ? 0 : groups * kGroup, padded),
-        weights(kTokenBlock, padded),
-        values(groups * kTokenBlock, kGroup),
-        total(1, padded),
-        total_lost(1, padded),
-        held(snapshots, padded),
-        inverse(snapshots, padded),
-        squares(snapshots, padded) {}
+  TilePass(RowTile rows, std::size_t columns, std::size_t snapshots)
+      : tile(rows),
+        total(columns, tile.padded),
+        lost(columns, tile.padded),
+        exact(snapshots == 0 ? 0 : columns, tile.padded),
+        weight_total(1, tile.padded),
+        weight_lost(1, tile.padded),
+        held(snapshots, tile.padded),
+        inverse(snapshots, tile.padded),
+        squares(snapshots, tile.padded) {}
 
-  std::size_t groups;
-  Matrix<float> master, lost, exact, weights, values, total, total_lost, held, inverse, squares;
+  RowTile tile;
+  Matrix<float> total, lost, exact;  // in register order (tile_place)
+  Matrix<float> weight_total, weight_lost, held, inverse, squares;
 };
 
-/// Runs all blocks of a tile: counts are the snapshots' token numbers (empty for a plain product), `last` the
-/// tokens read.
-void run_blocks(MatrixView<const float> weights, MatrixView<const float> values, TokenList tokens,
-                std::size_t last, std::size_t run, RowTile tile, std::span<const std::uint32_t> counts,
-                Snapshots at, TilePass& pass) {
-  std::uint32_t stops[kTokenBlock];
-  std::vector<std::uint32_t> many;
-  std::size_t snapshot = 0;
-  for (std::size_t begin = 0; begin < last || snapshot < counts.size(); begin += kTokenBlock) {
-    const std::size_t count = begin < last ? std::min(kTokenBlock, last - begin) : 0;
-    std::size_t until = snapshot;
-    while (until < counts.size() && counts[until] <= begin + count) ++until;
-    const std::size_t here = until - snapshot;
-    if (here > kTokenBlock) many.resize(here);
-    std::uint32_t* stop = here > kTokenBlock ? many.data() : stops;
-    for (std::size_t s = 0; s < here; ++s) stop[s] = counts[snapshot + s] - static_cast<std::uint32_t>(begin);
-    const std::size_t stride = tile.padded;
-    pack_weights(weights, tokens, begin, count, run, tile, pass.weights.data(),
-                 {pass.total.data(), pass.total_lost.data()}, {stop, here},
-                 pass.held.data() + snapshot * stride);
-    pack_values(values, tokens, begin, count, pass.values.data());
-    for (std::size_t i = snapshot * stride; i < until * stride; ++i) {
-      const float held = pass.held.data()[i];
-      pass.inverse.data()[i] = held > 0.0f ? 1.0f / held : 0.0f;
+/// What a pass reads, and where its snapshots lie.
+struct PassInput {
+  MatrixView<const float> weights;
+  MatrixView<const float> values;
+  TokenList tokens;
+  std::size_t last = 0;  // tokens read
+  std::size_t run = kCurveRun;
+  std::span<const std::uint32_t> counts;
+  float* delta = nullptr;
+  std::size_t delta_stride = 0;
+  std::size_t delta_rows = 0;
+};
+
+/// Fetches a slice of the lines that will be packed next into the second-level cache: weights of `tile`, and
+/// values.
+HWY_INLINE void prefetch(const PassInput& in, std::size_t begin, std::size_t end, RowTile tile, bool values) {
+  constexpr std::size_t kLine = 64 / sizeof(float);
+  for (std::size_t t = begin; t < end; ++t) {
+    const std::size_t token = in.tokens[t];
+    const float* row = in.weights.row(token) + tile.first;
+    for (std::size_t i = 0; i < tile.padded; i += kLine) __builtin_prefetch(row + i, 0, 2);
+    if (!values) continue;
+    const float* value = in.values.row(token);
+    for (std::size_t i = 0; i < in.values.cols; i += kLine) __builtin_prefetch(value + i, 0, 2);
+  }
+}
+
+/// Tokens begin .. begin + count - 1 of a pass, and the snapshots first .. first + stops - 1 that lie among
+/// them.
+struct Block {
+  std::size_t begin = 0;
+  std::size_t count = 0;
+  std::size_t first_snapshot = 0;
+  std::vector<std::uint32_t> stops;  // relative to begin
+};
+
+/// One tile over one block; meanwhile what comes next is fetched.
+void tile_block(const PassInput& in, const Block& block, TilePass& pass, const float* values, float* packed,
+                const RowTile& next_tile, std::size_t next_begin, std::size_t next_count, bool next_values) {
+  const std::size_t padded = pass.tile.padded;
+  Snapshots at;
+  at.stops = block.stops.data();
+  at.count = block.stops.size();
+  at.padded = padded;
+  if (at.count > 0) {
+    at.held = pass.held.row(block.first_snapshot);
+    at.inverse = pass.inverse.row(block.first_snapshot);
+    at.squares = pass.squares.row(block.first_snapshot);
+  }
+  for_strips(padded, [&](auto vecs, std::size_t offset) HWY_ATTR {
+    pack_weights<decltype(vecs)::value>(
+        in.weights, in.tokens, block.begin, block.count, in.run, pass.tile.first + offset, offset,
+        {pass.weight_total.data(), pass.weight_lost.data()}, at, packed + kTokenBlock * offset);
+  });
+  const std::size_t groups = pass.total.rows() / kGroup;
+  for (std::size_t g = 0; g < groups; ++g) {
+    prefetch(in, next_begin + next_count * g / groups, next_begin + next_count * (g + 1) / groups, next_tile,
+             next_values);
+    if (in.delta != nullptr) {
+      at.delta_stride = in.delta_stride;
+      at.delta_rows = in.delta_rows;
+      at.delta_columns = std::min(kGroup, in.values.cols - g * kGroup);
+      at.delta =
+          in.delta + block.first_snapshot * in.delta_stride + g * kGroup * in.delta_rows + pass.tile.first;
     }
-    Snapshots local = at;
-    local.stops = stop;
-    local.count = here;
-    local.inverse = pass.inverse.data() + snapshot * stride;
-    local.squares = pass.squares.data() + snapshot * stride;
-    const std::size_t ahead = begin + count < last ? std::min(kTokenBlock, last - begin - count) : 0;
-    for (std::size_t g = 0; g < pass.groups; ++g) {
-      const std::size_t column = g * kGroup;
-      local.exact = at.count == 0 ? nullptr : pass.exact.row(column);
-      if (at.delta != nullptr) {
-        local.delta = at.delta + snapshot * at.delta_stride + column * at.delta_rows + tile.first;
-        local.delta_columns = std::min(kGroup, values.cols - column);
-      }
-      prefetch_weights(weights, tokens, begin + count + ahead * g / pass.groups,
-                       begin + count + ahead * (g + 1) / pass.groups, tile);
-      tile_pass(pass.weights.data(), stride, pass.values.data() + g * kTokenBlock * kGroup, count, run,
-                {pass.master.row(column), pass.lost.row(column)}, local);
+    for_strips(padded, [&](auto vecs, std::size_t offset) HWY_ATTR {
+      const std::size_t place = (g * padded + offset) * kGroup;
+      const Master master{pass.total.data() + place, pass.lost.data() + place};
+      const float* exact = pass.exact.empty() ? nullptr : pass.exact.data() + place;
+      const auto pass_of = at.delta == nullptr ? &group_pass<decltype(vecs)::value, false>
+                                               : &group_pass<decltype(vecs)::value, true>;
+      pass_of(packed + kTokenBlock * offset, values + g * kTokenBlock * kGroup, block.count, in.run, offset,
+              master, exact, at);
+    });
+  }
+}
+
+/// All blocks of up to kTilesAtOnce tiles.
+void run_tiles(const PassInput& in, std::span<TilePass> tiles) {
+  Matrix<float> values(tiles[0].total.rows() * kTokenBlock, 1);
+  Matrix<float> packed(kTokenBlock, kRowTile);
+  Block block;
+  for (block.begin = 0; block.begin < in.last || block.first_snapshot < in.counts.size();
+       block.begin += kTokenBlock, block.first_snapshot += block.stops.size()) {
+    block.count = block.begin < in.last ? std::min(kTokenBlock, in.last - block.begin) : 0;
+    const std::size_t end = block.begin + block.count;
+    block.stops.clear();
+    for (const std::uint32_t count : in.counts.subspan(block.first_snapshot)) {
+      if (count > end) break;
+      block.stops.push_back(count - static_cast<std::uint32_t>(block.begin));
     }
-    snapshot = until;
+    pack_values(in.values, in.tokens, block.begin, block.count, values.data());
+    for (std::size_t i = 0; i < tiles.size(); ++i) {
+      const bool same_block = i + 1 < tiles.size();
+      const std::size_t next_count =
+          same_block ? block.count : std::min(kTokenBlock, in.last - std::min(end, in.last));
+      tile_block(in, block, tiles[i], values.data(), packed.data(), tiles[same_block ? i + 1 : 0].tile,
+                 same_block ? block.begin : end, next_count, !same_block);
+    }
   }
 }
 
 void load_columns(MatrixView<const float> from, RowTile tile, Matrix<float>& to) {
-  for (std::size_t c = 0; c < from.rows; ++c) std::copy_n(from.row(c) + tile.first, tile.rows, to.row(c));
+  for (std::size_t c = 0; c < from.rows; ++c) {
+    for (std::size_t r = 0; r < tile.rows; r += kFloatLanes) {
+      std::copy_n(from.row(c) + tile.first + r, std::min(kFloatLanes, tile.rows - r),
+                  to.data() + tile_place(c, r, tile.padded));
+    }
+  }
+}
+
+void store_columns(const Matrix<float>& from, RowTile tile, MatrixView<float> to) {
+  for (std::size_t c = 0; c < to.rows; ++c) {
+    for (std::size_t r = 0; r < tile.rows; r += kFloatLanes) {
+      std::copy_n(from.data() + tile_place(c, r, tile.padded), std::min(kFloatLanes, tile.rows - r),
+                  to.row(c) + tile.first + r);
+    }
+  }
+}
+
+/// Runs `in` over rows [row_begin, row_end), with `prepare` before and `finish` after every tile's pass.
+template <class Prepare, class Finish>
+void for_tiles(const PassInput& in, std::size_t row_begin, std::size_t row_end, Prepare prepare,
+               Finish finish) {
+  const std::size_t columns = round_up(in.values.cols, kGroup);
+  for (std::size_t row = row_begin; row < row_end; row += kTilesAtOnce * kRowTile) {
+    std::vector<TilePass> tiles;
+    for (std::size_t at = row; at < std::min(row_end, row + kTilesAtOnce * kRowTile); at += kRowTile) {
+      tiles.emplace_back(row_tile(at, row_end), columns, in.counts.size());
+      prepare(tiles.back());
+    }
+    run_tiles(in, tiles);
+    for (const TilePass& pass : tiles) finish(pass);
+  }
 }
 
 void attention_outputs_path(MatrixView<const float> weights, MatrixView<const float> values,
                             std::size_t first, std::size_t last, std::size_t row_begin, std::size_t row_end,
                             MatrixView<float> out, std::span<float> weight_sum) {
-  for (std::size_t row = row_begin; row < row_end; row += kRowTile) {
-    const RowTile tile = row_tile(row, row_end);
-    TilePass pass(values.cols, tile.padded, 0);
-    run_blocks(weights, values, {nullptr, first}, last - first, kExactRun, tile, {}, {}, pass);
-    for (std::size_t c = 0; c < values.cols; ++c)
-      std::copy_n(pass.master.row(c), tile.rows, out.row(c) + row);
-    if (!weight_sum.empty()) std::copy_n(pass.total.data(), tile.rows, weight_sum.data() + row);
-  }
+  const PassInput in{weights, values, {nullptr, first}, last - first, kExactRun, {}, nullptr, 0, 0};
+  for_tiles(
+      in, row_begin, row_end, [](TilePass&) {},
+      [&](const TilePass& pass) {
+        store_columns(pass.total, pass.tile, out);
+        if (!weight_sum.empty()) {
+          std::copy_n(pass.weight_total.data(), pass.tile.rows, weight_sum.data() + pass.tile.first);
+        }
+      });
 }
 
 void accumulate_product_path(MatrixView<const float> a, MatrixView<const float> b, MatrixView<float> out) {
-  for (std::size_t row = 0; row < a.cols; row += kRowTile) {
-    const RowTile tile = row_tile(row, a.cols);
-    TilePass pass(b.cols, tile.padded, 0);
-    load_columns(out, tile, pass.master);
-    run_blocks(a, b, {nullptr, 0}, a.rows, kCurveRun, tile, {}, {}, pass);
-    for (std::size_t c = 0; c < b.cols; ++c) std::copy_n(pass.master.row(c), tile.rows, out.row(c) + row);
-  }
+  const PassInput in{a, b, {}, a.rows, kCurveRun, {}, nullptr, 0, 0};
+  for_tiles(
+      in, 0, a.cols, [&](TilePass& pass) { load_columns(out, pass.tile, pass.total); },
+      [&](const TilePass& pass) { store_columns(pass.total, pass.tile, out); });
 }
 
 /// |o| of the tile's rows; 1 where it is 0, so that the error is |o'| there.
-void exact_norms(const Matrix<float>& exact, std::size_t columns, std::size_t padded, float* norm) {
-  const FloatTag d;
-  for (std::size_t i = 0; i < padded; i += kFloatLanes) {
-    FloatVec squares = hn::Zero(d);
-    for (std::size_t c = 0; c < columns; ++c) {
-      const FloatVec value = hn::Load(d, exact.row(c) + i);
-      squares = fused(d, value, value, squares);
-    }
-    const FloatVec root = hn::Sqrt(squares);
-    hn::Store(hn::IfThenElse(hn::Eq(root, hn::Zero(d)), hn::Set(d, 1.0f), root), d, norm + i);
+void exact_norms(MatrixView<const float> exact, RowTile tile, float* norm) {
+  std::fill_n(norm, tile.rows, 0.0f);
+  for (std::size_t c = 0; c < exact.rows; ++c) {
+    const float* row = exact.row(c) + tile.first;
+    for (std::size_t r = 0; r < tile.rows; ++r) norm[r] = std::fma(row[r], row[r], norm[r]);
   }
+  for (std::size_t r = 0; r < tile.rows; ++r) norm[r] = norm[r] > 0.0f ? std::sqrt(norm[r]) : 1.0f;
 }
 
-void curve_tile(const CurveInput& in, RowTile tile, std::size_t row_begin, const CurveOutput& out) {
-  TilePass pass(in.values.cols, tile.padded, in.counts.size());
-  load_columns(in.tail_output, tile, pass.master);
-  load_columns(in.exact, tile, pass.exact);
-  std::copy_n(in.tail_weight.data() + tile.first, tile.rows, pass.total.data());
-  Snapshots at;
-  at.count = in.counts.size();
-  at.delta = out.delta;
-  at.delta_stride = out.delta_stride;
-  at.delta_rows = in.exact.stride;
-  run_blocks(in.weights, in.values, {in.order.data(), 0}, in.counts.back(), kCurveRun, tile, in.counts, at,
-             pass);
-
-  HWY_ALIGN float norm[kRowTile];
-  exact_norms(pass.exact, in.values.cols, tile.padded, norm);
-  const std::size_t column = tile.first - row_begin;
+void finish_curve(const CurveInput& in, const TilePass& pass, std::size_t row_begin, const CurveOutput& out) {
+  float norm[kRowTile];
+  exact_norms(in.exact, pass.tile, norm);
+  const std::size_t column = pass.tile.first - row_begin;
   for (std::size_t s = 0; s < in.counts.size(); ++s) {
     const float* held = pass.held.row(s);
     const float* squares = pass.squares.row(s);
-    for (std::size_t r = 0; r < tile.rows; ++r) {
+    for (std::size_t r = 0; r < pass.tile.rows; ++r) {
       out.recall(s, column + r) = held[r];
       out.error(s, column + r) =
           held[r] < kRecallFloor ? std::numeric_limits<float>::quiet_NaN() : std::sqrt(squares[r]) / norm[r];
@@ -200,9 +226,16 @@ void curve_tile(const CurveInput& in, RowTile tile, std::size_t row_begin, const
 
 void curve_pass_path(const CurveInput& in, std::size_t row_begin, std::size_t row_end,
                      const CurveOutput& out) {
-  for (std::size_t row = row_begin; row < row_end; row += kRowTile) {
-    curve_tile(in, row_tile(row, row_end), row_begin, out);
-  }
+  const PassInput pass_input{in.weights, in.values, {in.order.data(), 0}, in.counts.back(), kCurveRun,
+                             in.counts,  out.delta, out.delta_stride,     in.exact.stride};
+  for_tiles(
+      pass_input, row_begin, row_end,
+      [&](TilePass& pass) {
+        load_columns(in.tail_output, pass.tile, pass.total);
+        load_columns(in.exact, pass.tile, pass.exact);
+        std::copy_n(in.tail_weight.data() + pass.tile.first, pass.tile.rows, pass.weight_total.data());
+      },
+      [&](const TilePass& pass) { finish_curve(in, pass, row_begin, out); });
 }
 
 }  // namespace kvsim::HWY_NAMESPACE

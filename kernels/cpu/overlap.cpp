@@ -18,84 +18,180 @@ HWY_BEFORE_NAMESPACE();
 namespace kvsim::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Rows of one pass: two vectors of 16-bit ranks (AVX-512), four of 32 bits.
-inline constexpr std::size_t kStrip = 16;
+/// Rows of one vector unit of work, and of the widest strip.
+inline constexpr std::size_t kUnit = 16;
+inline constexpr std::size_t kStrip = 48;
 
-/// counted[row] += 1 for every token of order[begin .. end) whose rank is below limit[row], one strip of
-/// rows. Counts fit the rank type, as there are fewer prompt tokens than it has values.
+/// With limits that differ by snapshot, counting anew at each costs sum(counts) compares, a histogram a fixed
+/// price per element that is worth so many of them (measured with AVX-512; with AVX2 it is a little less).
+inline constexpr std::size_t kHistogramWorth = 20;
+
 template <typename Rank>
-HWY_INLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HWY_RESTRICT order,
-                            std::size_t begin, std::size_t end, std::size_t row,
-                            const Rank* HWY_RESTRICT limit, Rank* HWY_RESTRICT counted) {
-  const hn::CappedTag<Rank, kStrip> d;
-  constexpr std::size_t kLanes = std::min<std::size_t>(kStrip, HWY_LANES(Rank));
-  constexpr std::size_t kVecs = kStrip / kLanes;
-  hn::Vec<decltype(d)> bound[kVecs], sum[kVecs];
-#pragma GCC unroll 8
+struct OverlapInput {
+  MatrixView<const Rank> ranks;
+  std::span<const TokenIndex> order;
+  std::span<const std::uint32_t> counts;
+  MatrixView<const std::uint32_t> limits;
+};
+
+/// counted[row] += 1 for every token of order[begin .. end) whose rank is below limit[row], kUnits units of
+/// rows. Counts fit the rank type, as there are fewer prompt tokens than it has values.
+template <typename Rank, std::size_t kUnits>
+HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HWY_RESTRICT order,
+                              std::size_t begin, std::size_t end, std::size_t row,
+                              const Rank* HWY_RESTRICT limit, Rank* HWY_RESTRICT counted) {
+  const hn::CappedTag<Rank, kUnit> d;
+  using V = hn::Vec<decltype(d)>;
+  constexpr std::size_t kLanes = std::min<std::size_t>(kUnit, HWY_LANES(Rank));
+  constexpr std::size_t kVecs = kUnits * kUnit / kLanes;
+  V bound[kVecs], sum[kVecs];
   for (std::size_t i = 0; i < kVecs; ++i) {
     bound[i] = hn::LoadU(d, limit + i * kLanes);
     sum[i] = hn::LoadU(d, counted + i * kLanes);
   }
+  constexpr std::size_t kAhead = 12;  // tokens whose lines are fetched early: they lie anywhere in the tile
+  const V one = hn::Set(d, Rank{1});
   for (std::size_t t = begin; t < end; ++t) {
     const Rank* at = ranks.row(order[t]) + row;
-#pragma GCC unroll 8
+    if (t + kAhead < end) {
+      const Rank* ahead = ranks.row(order[t + kAhead]) + row;
+      __builtin_prefetch(ahead);
+      __builtin_prefetch(ahead + kUnits * kUnit - 1);
+    }
+#pragma GCC unroll 6
     for (std::size_t i = 0; i < kVecs; ++i) {
       const auto below = hn::Lt(hn::LoadU(d, at + i * kLanes), bound[i]);
-      sum[i] = hn::Sub(sum[i], hn::VecFromMask(d, below));
+      sum[i] = hn::IfThenElse(below, hn::Add(sum[i], one), sum[i]);
     }
   }
-#pragma GCC unroll 8
   for (std::size_t i = 0; i < kVecs; ++i) hn::StoreU(sum[i], d, counted + i * kLanes);
 }
 
+/// Counts order[begin .. end) against one limit per row.
 template <typename Rank>
-void overlap_strip(MatrixView<const Rank> ranks, std::span<const TokenIndex> order,
-                   std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
-                   std::size_t row_begin, std::size_t row, std::size_t rows,
-                   MatrixView<std::uint32_t> overlap) {
+HWY_INLINE void count_rows(const OverlapInput<Rank>& in, std::size_t begin, std::size_t end, std::size_t row,
+                           std::size_t rows, const Rank* limit, Rank* counted) {
+  if (rows > 2 * kUnit)
+    return count_strip<Rank, 3>(in.ranks, in.order.data(), begin, end, row, limit, counted);
+  if (rows > kUnit) return count_strip<Rank, 2>(in.ranks, in.order.data(), begin, end, row, limit, counted);
+  count_strip<Rank, 1>(in.ranks, in.order.data(), begin, end, row, limit, counted);
+}
+
+template <typename Rank>
+void recount(const OverlapInput<Rank>& in, std::size_t row, std::size_t rows,
+             MatrixView<std::uint32_t> overlap, std::size_t column) {
   Rank limit[kStrip];
   Rank counted[kStrip] = {};
-  const bool one_limit = limits.rows == 1;
-  const auto load_limits = [&](std::size_t s) {
-    for (std::size_t r = 0; r < kStrip; ++r) {
-      const std::uint32_t bound = r < rows ? limits(s, row + r) : 0;
-      limit[r] = static_cast<Rank>(std::min<std::uint32_t>(bound, std::numeric_limits<Rank>::max()));
-    }
-  };
-  load_limits(0);
+  const bool one_limit = in.limits.rows == 1;
   std::size_t begin = 0;
-  for (std::size_t s = 0; s < counts.size(); ++s) {
+  for (std::size_t s = 0; s < in.counts.size(); ++s) {
+    if (s == 0 || !one_limit) {
+      for (std::size_t r = 0; r < kStrip; ++r) {
+        const std::uint32_t bound = r < rows ? in.limits(s, row + r) : 0;
+        limit[r] = static_cast<Rank>(std::min<std::uint32_t>(bound, std::numeric_limits<Rank>::max()));
+      }
+    }
     if (!one_limit) {
-      load_limits(s);
       std::fill(counted, counted + kStrip, Rank{0});
       begin = 0;
     }
-    count_strip<Rank>(ranks, order.data(), begin, counts[s], row, limit, counted);
-    begin = counts[s];
-    for (std::size_t r = 0; r < rows; ++r) overlap(s, row - row_begin + r) = counted[r];
+    count_rows(in, begin, in.counts[s], row, rows, limit, counted);
+    begin = in.counts[s];
+    for (std::size_t r = 0; r < rows; ++r) overlap(s, column + r) = counted[r];
+  }
+}
+
+/// For limits that rise from snapshot to snapshot: bucket[rank] = the first snapshot whose limit exceeds the
+/// rank.
+template <typename Rank>
+void fill_buckets(const OverlapInput<Rank>& in, std::size_t row, std::uint16_t* bucket) {
+  std::size_t rank = 0;
+  for (std::size_t s = 0; s < in.counts.size(); ++s) {
+    const std::size_t limit = std::min<std::size_t>(in.limits(s, row), in.ranks.rows);
+    for (; rank < limit; ++rank) bucket[rank] = static_cast<std::uint16_t>(s);
+  }
+  std::fill(bucket + rank, bucket + in.ranks.rows + 1, static_cast<std::uint16_t>(in.counts.size()));
+}
+
+/// Every element counts from snapshot max(its policy bucket, its rank's bucket) on; `bucket_stride` is 0
+/// where all rows share their limits.
+template <typename Rank>
+void histogram(const OverlapInput<Rank>& in, std::size_t row, std::size_t rows, std::size_t bucket_stride,
+               const std::uint16_t* buckets, MatrixView<std::uint32_t> overlap, std::size_t column) {
+  const std::size_t bins = in.counts.size() + 1;
+  std::vector<std::uint32_t> counted(bins * rows, 0);
+  const std::size_t hidden = in.ranks.rows;
+  std::size_t t = 0;
+  for (std::size_t s = 0; s < in.counts.size(); ++s) {
+    for (; t < in.counts[s]; ++t) {
+      const Rank* at = in.ranks.row(in.order[t]) + row;
+      std::uint32_t* bin = counted.data();
+      const std::uint16_t* bucket = buckets;
+      for (std::size_t r = 0; r < rows; ++r, bin += bins, bucket += bucket_stride) {
+        ++bin[std::max<std::size_t>(s, bucket[std::min<std::size_t>(at[r], hidden)])];
+      }
+    }
+  }
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::uint32_t sum = 0;
+    for (std::size_t s = 0; s < in.counts.size(); ++s) overlap(s, column + r) = sum += counted[r * bins + s];
   }
 }
 
 template <typename Rank>
-void overlap_path(MatrixView<const Rank> ranks, std::span<const TokenIndex> order,
-                  std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
-                  std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
+bool limits_rise(const OverlapInput<Rank>& in, std::size_t row_begin, std::size_t row_end) {
+  for (std::size_t s = 1; s < in.limits.rows; ++s) {
+    for (std::size_t r = row_begin; r < row_end; ++r) {
+      if (in.limits(s, r) < in.limits(s - 1, r)) return false;
+    }
+  }
+  return true;
+}
+
+template <typename Rank>
+bool limits_shared(const OverlapInput<Rank>& in, std::size_t row_begin, std::size_t row_end) {
+  for (std::size_t s = 0; s < in.limits.rows; ++s) {
+    for (std::size_t r = row_begin; r < row_end; ++r) {
+      if (in.limits(s, r) != in.limits(s, row_begin)) return false;
+    }
+  }
+  return true;
+}
+
+template <typename Rank>
+void overlap_path(const OverlapInput<Rank>& in, std::size_t row_begin, std::size_t row_end,
+                  MatrixView<std::uint32_t> overlap) {
+  std::uint64_t compares = 0;
+  for (const std::uint32_t count : in.counts) compares += count;
+  const bool many = in.limits.rows > 1 && compares > kHistogramWorth * std::uint64_t{in.counts.back()} &&
+                    in.counts.size() < std::numeric_limits<std::uint16_t>::max();
+  if (!many || !limits_rise(in, row_begin, row_end)) {
+    for (std::size_t row = row_begin; row < row_end; row += kStrip) {
+      recount(in, row, std::min(kStrip, row_end - row), overlap, row - row_begin);
+    }
+    return;
+  }
+  const bool shared = limits_shared(in, row_begin, row_end);
+  const std::size_t table = in.ranks.rows + 1;
+  std::vector<std::uint16_t> buckets(shared ? table : table * kStrip);
+  if (shared) fill_buckets(in, row_begin, buckets.data());
   for (std::size_t row = row_begin; row < row_end; row += kStrip) {
-    overlap_strip<Rank>(ranks, order, counts, limits, row_begin, row, std::min(kStrip, row_end - row),
-                        overlap);
+    const std::size_t rows = std::min(kStrip, row_end - row);
+    for (std::size_t r = 0; !shared && r < rows; ++r) fill_buckets(in, row + r, buckets.data() + r * table);
+    histogram(in, row, rows, shared ? 0 : table, buckets.data(), overlap, row - row_begin);
   }
 }
 
 void overlap_16(MatrixView<const std::uint16_t> ranks, std::span<const TokenIndex> order,
                 std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
                 std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
-  overlap_path<std::uint16_t>(ranks, order, counts, limits, row_begin, row_end, overlap);
+  overlap_path<std::uint16_t>({ranks, order, counts, limits}, row_begin, row_end, overlap);
 }
 
 void overlap_32(MatrixView<const std::uint32_t> ranks, std::span<const TokenIndex> order,
                 std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
                 std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
-  overlap_path<std::uint32_t>(ranks, order, counts, limits, row_begin, row_end, overlap);
+  overlap_path<std::uint32_t>({ranks, order, counts, limits}, row_begin, row_end, overlap);
 }
 
 }  // namespace kvsim::HWY_NAMESPACE
@@ -122,6 +218,7 @@ void overlap_counts(MatrixView<const Rank> ranks, std::span<const TokenIndex> or
   KVSIM_CHECK(
       limits.stride >= row_end && overlap.stride >= row_end - row_begin && overlap.rows >= counts.size(),
       "limits are {} x {}, overlaps {} x {}", limits.rows, limits.stride, overlap.rows, overlap.stride);
+  if (counts.empty() || row_begin == row_end) return;
   if constexpr (sizeof(Rank) == 2) {
     HWY_DYNAMIC_DISPATCH(overlap_16)(ranks, order, counts, limits, row_begin, row_end, overlap);
   } else {
