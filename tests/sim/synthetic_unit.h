@@ -1,0 +1,130 @@
+// A small layer with peaky attention, in memory: sinks, heavy hitters, and everything the replay of a unit needs.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/error.h"
+#include "kernels/philox.h"
+#include "policies/registry.h"
+#include "sim/unit.h"
+
+namespace kvsim::test {
+
+struct Shape {
+  std::size_t prompt = 120, decode = 20, kv_heads = 2, group = 3, key_dim = 16, value_dim = 12;
+  std::uint32_t window = 0;
+  double softcap = 0;
+  std::size_t hidden = 0;  // of the output projection, 0 = none
+  double sharpness = 1.0;  // factor on the logits
+  std::uint64_t seed = 1;
+};
+
+inline LayerContext make_layer(const Shape& shape) {
+  LayerContext layer;
+  LayerGeometry& g = layer.geometry;
+  g.layer = 3;
+  g.model_layers = 6;
+  g.recorded_layers = {3};
+  g.prompt = shape.prompt;
+  g.decode = shape.decode;
+  g.kv_heads = shape.kv_heads;
+  g.group = shape.group;
+  g.key_dim = shape.key_dim;
+  g.value_dim = shape.value_dim;
+  g.softmax_scale = 0.35 * shape.sharpness;
+  g.sliding_window = shape.window;
+  g.trace_digest = 99;
+  layer.rule = {g.softmax_scale, shape.softcap, shape.window};
+  layer.element_bytes = 2;
+  layer.evidence = {{10, 14}, {40, 43}};
+  return layer;
+}
+
+/// Blocks with all queries recorded, query head major: rows of every head are positions 0 .. T+S-1.
+inline std::vector<HeadBlock> make_blocks(const Shape& shape) {
+  std::vector<HeadBlock> blocks;
+  const std::size_t tokens = shape.prompt + shape.decode;
+  for (std::uint32_t kv = 0; kv < shape.kv_heads; ++kv) {
+    Philox random(shape.seed, stream_of(kv));
+    const auto noise = [&random] { return static_cast<float>(random.next_double() * 2 - 1); };
+    HeadBlock block;
+    block.kv_head = kv;
+    block.key = Matrix<float>(tokens, shape.key_dim);
+    block.value = Matrix<float>(tokens, shape.value_dim);
+    block.query = Matrix<float>(shape.group * tokens, shape.key_dim);
+    for (std::size_t i = 0; i < tokens; ++i) {
+      const bool heavy = i < 3 || random.next_below(17) == 0;
+      for (std::size_t c = 0; c < shape.key_dim; ++c) block.key(i, c) = 1.5f * noise() + (heavy && c < 5 ? 2.0f : 0.0f);
+      for (std::size_t c = 0; c < shape.value_dim; ++c) block.value(i, c) = noise();
+    }
+    for (std::size_t i = 0; i < block.query.rows(); ++i)
+      for (std::size_t c = 0; c < shape.key_dim; ++c) block.query(i, c) = 2 * noise() + (c < 5 ? 1.5f : 0.0f);
+    if (shape.hidden > 0) {
+      block.output_proj = Matrix<float>(shape.group * shape.value_dim, shape.hidden);
+      for (std::size_t i = 0; i < block.output_proj.rows(); ++i)
+        for (std::size_t c = 0; c < shape.hidden; ++c) block.output_proj(i, c) = noise();
+    }
+    blocks.push_back(std::move(block));
+  }
+  return blocks;
+}
+
+/// Makes the blocks anew each time they are asked for, as a file would.
+class ShapeSource final : public BlockSource {
+ public:
+  explicit ShapeSource(const Shape& shape) : shape_(shape) {}
+  HeadBlock next() override {
+    std::vector<HeadBlock> blocks = make_blocks(shape_);
+    return std::move(blocks[calls_++ % blocks.size()]);
+  }
+  std::size_t calls() const { return calls_; }
+
+ private:
+  Shape shape_;
+  std::size_t calls_ = 0;
+};
+
+class NoFiles final : public Resources {
+ public:
+  const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no file {}", file); }
+};
+
+/// Bound variants and the settings that measure everything about them.
+struct Sweep {
+  std::vector<Variant> variants;
+  UnitSettings settings;
+
+  Sweep(const std::vector<std::string>& specs, const std::vector<std::uint32_t>& budgets) {
+    NoFiles files;
+    for (const std::string& text : specs) {
+      Variant variant;
+      variant.policy = bind_policy(parse_specs(text).front());
+      variant.policy->prepare(files);
+      variant.entry.spec = canonical_spec(*variant.policy);
+      variants.push_back(std::move(variant));
+    }
+    for (const Variant& variant : variants) settings.variants.push_back(&variant);
+    for (const std::uint32_t tokens : budgets) settings.budgets.push_back({fmt::format("{}", tokens), tokens});
+    for (const MetricInfo& metric : all_metrics()) settings.metrics.emplace_back(metric.name);
+    settings.save_kept = true;
+    settings.memory.variant_batch = variants.size();
+  }
+
+  UnitResult run(const Shape& shape) {
+    settings.memory.step_chunk = settings.memory.step_chunk == 0 ? shape.decode : settings.memory.step_chunk;
+    const LayerContext layer = make_layer(shape);
+    ShapeSource source(shape);
+    return replay_unit(layer, settings, source);
+  }
+  std::size_t metric(const std::string& name) const {
+    const std::vector<std::string> names = metrics_of_level(settings.metrics, MetricInfo::Level::row);
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (names[i] == name) return i;
+    throw InternalError("no metric " + name);
+  }
+};
+
+}  // namespace kvsim::test
