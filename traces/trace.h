@@ -21,16 +21,16 @@ struct LayerInfo {
   double logit_softcap = 0.0;
   double attention_scaling = 1.0;
   std::uint32_t sliding_window = 0;
-  std::vector<float> inverse_frequency;       // [rotary_dim / 2], empty without rotary embedding
-  std::vector<TokenIndex> query_position;     // [Nq] ascending; always ends with T .. T+S-1
+  std::vector<float> inverse_frequency;    // [rotary_dim / 2], empty without rotary embedding
+  std::vector<TokenIndex> query_position;  // [Nq] ascending; always ends with T .. T+S-1
   bool has_attention = false;
   bool has_output_proj = false;
   bool has_hidden = false;
-  std::uint32_t hidden_size = 0;              // columns of output_proj, 0 without one
+  std::uint32_t hidden_size = 0;  // columns of output_proj, 0 without one
   bool has_retention = false;
   bool has_query_stats = false;
-  std::vector<std::string> attention_stats;   // names of the recorded per-key sums
-  std::uint64_t bytes = 0;                    // of all its tensors
+  std::vector<std::string> attention_stats;  // names of the recorded per-key sums
+  std::uint64_t bytes = 0;                   // of all its tensors
 
   /// Number of prompt queries that are recorded without a gap up to T-1.
   std::size_t prompt_queries(std::size_t prompt) const;
@@ -56,13 +56,14 @@ struct BranchInfo {
 /// The header of a trace: everything but the large tensors. Validated on open.
 struct TraceInfo {
   std::string path, model, recorder, created, source, weights;
-  std::string digest;        // as stored; empty when the file has none
-  std::uint64_t digest_key = 0;  // 64 bits that stand for the trace's content: from the digest, else from header, size and time
+  std::string digest;  // as stored; empty when the file has none
+  std::uint64_t digest_key =
+      0;  // 64 bits that stand for the trace's content: from the digest, else from header, size and time
   std::uint32_t num_layers = 0, num_query_heads = 0, num_kv_heads = 0, head_dim = 0, value_dim = 0;
   std::uint64_t prompt_len = 0, decode_len = 0;
   DType dtype = DType::float32;
   RopeLayout rope_layout = RopeLayout::none;
-  std::vector<LayerInfo> layers;  // recorded ones, ascending
+  std::vector<LayerInfo> layers;        // recorded ones, ascending
   std::vector<std::string> token_text;  // [T+S] or empty
   std::vector<std::int32_t> token_id;   // [T+S] or empty
   std::vector<Segment> segments;
@@ -74,18 +75,19 @@ struct TraceInfo {
   std::uint64_t tokens() const { return prompt_len + decode_len; }
 };
 
-/// All tensors of one (layer, KV head), converted to float. Query rows are query head major: row = head_in_group * Nq + i.
+/// All tensors of one (layer, KV head), converted to float. Query rows are query head major: row =
+/// head_in_group * Nq + i.
 struct HeadBlock {
   std::uint32_t layer_ordinal = 0;  // index into TraceInfo::layers
   std::uint32_t kv_head = 0;
-  Matrix<float> key;                // [T+S, d]
-  Matrix<float> value;              // [T+S, dv]
-  Matrix<float> query;              // [group * Nq, d]
+  Matrix<float> key;                                     // [T+S, d]
+  Matrix<float> value;                                   // [T+S, dv]
+  Matrix<float> query;                                   // [group * Nq, d]
   std::map<std::string, Matrix<float>> attention_stats;  // name -> [group, T]
-  Matrix<float> query_mean;         // [group, d] or empty
-  Matrix<float> query_covariance;   // [group * d, d] or empty
+  Matrix<float> query_mean;                              // [group, d] or empty
+  Matrix<float> query_covariance;                        // [group * d, d] or empty
   std::uint32_t query_stats_sinks = 0;
-  Matrix<float> output_proj;        // [group * dv, hidden] rows of this head's group, or empty
+  Matrix<float> output_proj;  // [group * dv, hidden] rows of this head's group, or empty
 
   std::uint64_t bytes() const;
 };

@@ -12,7 +12,8 @@ namespace kvsim {
 
 /// Which optional tensors a block should carry.
 struct BlockRequest {
-  bool all_queries = false;      // prompt queries too; otherwise only the last `prompt_queries` and the decode queries
+  bool all_queries =
+      false;  // prompt queries too; otherwise only the last `prompt_queries` and the decode queries
   std::size_t prompt_queries = 0;
   bool attention_stats = false;
   bool query_stats = false;
@@ -22,15 +23,16 @@ struct BlockRequest {
 /// An open trace file. Move-only; not for concurrent use (HDF5 takes a global lock anyway).
 class TraceReader {
  public:
-  /// Throws UserError (path inside the file, what was found, what was expected) on anything that trace-format.md forbids.
+  /// Throws UserError (path inside the file, what was found, what was expected) on anything that
+  /// trace-format.md forbids.
   static TraceReader open(const std::string& path);
   TraceReader(TraceReader&&) noexcept;
   TraceReader& operator=(TraceReader&&) noexcept;
   ~TraceReader();
 
   const TraceInfo& info() const;
-  /// Reads raw 16-bit data and converts it with vector code. Rows of `query` are then Nq' = requested prompt queries + S.
-  /// With `check_finite` the first NaN or Inf is a UserError naming path, head and token.
+  /// Reads raw 16-bit data and converts it with vector code. Rows of `query` are then Nq' = requested prompt
+  /// queries + S. With `check_finite` the first NaN or Inf is a UserError naming path, head and token.
   HeadBlock read_head(std::size_t layer_ordinal, std::uint32_t kv_head, const BlockRequest& request) const;
   /// Recorded attention of one query head, [Nq, T+S].
   Matrix<float> read_attention(std::size_t layer_ordinal, std::uint32_t query_head) const;
@@ -48,7 +50,8 @@ class BlockPrefetcher {
     std::size_t layer_ordinal;
     std::uint32_t kv_head;
   };
-  BlockPrefetcher(const TraceReader& reader, std::vector<Item> order, BlockRequest request, std::size_t depth);
+  BlockPrefetcher(const TraceReader& reader, std::vector<Item> order, BlockRequest request,
+                  std::size_t depth);
   ~BlockPrefetcher();  // stops and joins
   /// The next block of the order. Rethrows what the reading thread met.
   HeadBlock next();

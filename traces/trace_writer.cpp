@@ -38,6 +38,11 @@ h5::Dataset TraceWriter::create_tensor(const std::string& path, DType type, cons
   return file_.create_dataset(path, element_of(type), shape);
 }
 
+void TraceWriter::add_root_attributes(const h5::File& from) {
+  file_.set_attribute("digest", "");  // set anew by finish
+  file_.add_attributes(from);
+}
+
 void TraceWriter::write_segments(const std::vector<Segment>& segments) {
   std::vector<std::int32_t> begin, end, turn;
   std::vector<std::string> kind;

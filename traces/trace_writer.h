@@ -37,6 +37,8 @@ class TraceWriter {
   /// Creates a tensor of one of our element types at an absolute path or one below the root, without a
   /// leading slash.
   h5::Dataset create_tensor(const std::string& path, DType type, const h5::Shape& shape);
+  /// Takes over further root attributes of another trace (not its digest).
+  void add_root_attributes(const h5::File& from);
   void write_segments(const std::vector<Segment>& segments);
   /// Ids and, when not empty, texts of all tokens.
   void write_tokens(const std::vector<std::int32_t>& ids, const std::vector<std::string>& texts);

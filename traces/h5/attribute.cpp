@@ -1,6 +1,7 @@
 // Reading and writing scalar attributes.
 #include "traces/h5/attribute.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/error.h"
@@ -30,7 +31,46 @@ std::string read_string(hid_t attribute, hid_t type, const std::string& where) {
   return result;
 }
 
+herr_t collect_name(hid_t, const char* name, const H5A_info_t*, void* into) noexcept {
+  try {
+    static_cast<std::vector<std::string>*>(into)->emplace_back(name);
+    return 0;
+  } catch (...) {
+    return -1;
+  }
+}
+
 }  // namespace
+
+std::vector<std::string> Object::attribute_names() const {
+  const Session session;
+  std::vector<std::string> names;
+  require(H5Aiterate2(id(), H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, collect_name, &names), where(),
+          "list the attributes");
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+void Object::add_attributes(const Object& from) {
+  const Session session;
+  for (const std::string& name : from.attribute_names()) {
+    if (has_attribute(name)) continue;
+    const Handle attribute(
+        require(H5Aopen(from.id(), name.c_str(), H5P_DEFAULT), from.where(), "open an attribute"), H5Aclose);
+    const Handle space(H5Aget_space(attribute.get()), H5Sclose), type(H5Aget_type(attribute.get()), H5Tclose);
+    if (H5Sget_simple_extent_npoints(space.get()) != 1) continue;
+    const Element element = classify(type.get());
+    if (element == Element::string) {
+      set_attribute(name, from.string_attribute(name));
+    } else if (is_integer(element)) {
+      set_attribute(name, from.int_attribute(name));
+    } else if (is_float(element)) {
+      set_attribute(name, from.float_attribute(name));
+    } else if (H5Tget_class(type.get()) == H5T_ENUM) {
+      set_attribute(name, std::int64_t{from.bool_attribute(name)});
+    }
+  }
+}
 
 bool Object::has_attribute(std::string_view name) const {
   const Session session;

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "traces/h5/session.h"
 
@@ -22,6 +23,8 @@ class Object {
   std::string where() const { return file_ + ": " + path_; }
 
   bool has_attribute(std::string_view name) const;
+  /// Sorted bytewise.
+  std::vector<std::string> attribute_names() const;
   /// Scalar attributes (or arrays of one element). Throws UserError when the attribute is missing, of another
   /// type, or of another shape. Integers of any width are read; a float attribute may be stored as an
   /// integer.
@@ -47,6 +50,8 @@ class Object {
     set_attribute(name, static_cast<std::int64_t>(value));
   }
   void set_attribute(std::string_view name, double value);
+  /// Takes over every attribute of `from` that this object lacks and that is a scalar string or number.
+  void add_attributes(const Object& from);
 
  protected:
   Object() = default;
