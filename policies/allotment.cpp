@@ -161,6 +161,7 @@ void HeadShare::apply(const LayerRanking& ranking, std::span<std::uint32_t> kept
     std::copy(counts.begin(), counts.end(), kept.begin());
     return;
   }
+  if (mean >= static_cast<double>(units[0].score.size())) return;  // everything is kept
   std::uint64_t guarded = 0;
   std::uint32_t most = std::numeric_limits<std::uint32_t>::max();
   for (std::size_t u = 0; u < units.size(); ++u) {
@@ -185,11 +186,31 @@ void HeadShare::apply(const LayerRanking& ranking, std::span<std::uint32_t> kept
   }
 }
 
+double authors_layer_share(double beyond, double beta, double room, std::uint32_t index, std::uint32_t layers,
+                           bool whole) {
+  double least = whole ? std::floor(beyond / beta) : beyond / beta;
+  double most = 2 * beyond - least;
+  if (most >= room) {
+    most = room;
+    least = 2 * beyond - most;
+  }
+  const double step = (most - least) / (layers - 1);
+  return most - index * (whole ? std::floor(step) : step);
+}
+
 std::uint32_t LayerSlope::tokens(const LayerGeometry& layer, std::uint32_t budget, std::size_t window) const {
   const auto prompt = static_cast<std::uint32_t>(layer.prompt);
   const std::uint32_t mean = std::min(budget, prompt);
   const auto share = [&](std::uint32_t index) {
-    return pyramid_share(mean, beta, prompt, static_cast<double>(window), index, layer.model_layers);
+    const auto guarded = static_cast<double>(window);
+    if (form == Form::authors) {
+      const double beyond = mean - guarded;
+      const bool flat = beyond <= 0 || prompt <= mean || prompt < 2 * beyond || layer.model_layers < 2;
+      return flat ? static_cast<double>(mean)
+                  : guarded +
+                        authors_layer_share(beyond, beta, prompt - guarded, index, layer.model_layers, repo);
+    }
+    return pyramid_share(mean, beta, prompt, guarded, index, layer.model_layers);
   };
   const auto& recorded = layer.recorded_layers;
   const auto place = std::find(recorded.begin(), recorded.end(), layer.layer);

@@ -36,15 +36,24 @@ struct HeadShare {
   void apply(const LayerRanking& ranking, std::span<std::uint32_t> kept) const;
 };
 
-/// Layer budgets of PyramidKV (arXiv:2406.02069) in kvpress's form: linear over the depth, and flat where the
-/// budget is too small for the slope or too large for the prompt.
+/// Layer budgets of PyramidKV (arXiv:2406.02069): linear over the depth.
 struct LayerSlope {
+  enum class Form : std::uint8_t {
+    kvpress,  // over all tokens of the budget; flat where that leaves no room for the window or the prompt
+    authors   // over the tokens beyond the window, which every layer keeps on top
+  };
   double beta = 20;
-  bool repo = false;  // kvpress's half-even rounding; the total drifts by a few tokens
+  bool repo = false;  // round as the code of that form does (halves to even, whole steps): the total drifts
+  Form form = Form::kvpress;
 
   /// Tokens per unit in this layer for `budget` tokens on average over the layers of the trace.
   /// `window` = tokens that every unit protects.
   std::uint32_t tokens(const LayerGeometry& layer, std::uint32_t budget, std::size_t window) const;
 };
+
+/// The authors' profile (KVCache-Factory) of `beyond` tokens on average, at most `room`; `whole` = in whole
+/// steps.
+double authors_layer_share(double beyond, double beta, double room, std::uint32_t index, std::uint32_t layers,
+                           bool whole);
 
 }  // namespace kvsim

@@ -126,7 +126,7 @@ SpecValue write_heads(const std::optional<HeadShare>& part) {
 std::optional<LayerSlope> read_layers(const SpecValue& value) {
   if (is_plain(value) && value.text == "uniform") return std::nullopt;
   if (value.text == "pyramid" && value.kind != SpecValue::Kind::text) {
-    return LayerSlope{argument(value, "beta", LayerSlope{}.beta, 1.0, 1e6), false};
+    return LayerSlope{argument(value, "beta", LayerSlope{}.beta, 1.0, 1e6), false, LayerSlope::Form::kvpress};
   }
   wrong_part("layers", value, "uniform or pyramid(beta)");
 }

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/error.h"
+#include "policies/allotment.h"
 #include "policies/registry.h"
 #include "tests/policies/dense_features.h"
 
@@ -223,17 +224,18 @@ TEST(Golden, ChunkKvKeepsOneShortChunkWhereTheProtectedWindowDominates) {
   EXPECT_EQ(kept_tokens(ranking, 0, kept[0]), (std::vector<TokenIndex>{10, 11}));
 }
 
-/// Layer budgets of kvpress at T tokens, ratio r of them removed, 32 layers, window 64, beta 20.
-std::vector<std::uint32_t> pyramid(std::size_t prompt, std::uint32_t budget, std::string_view total) {
-  const auto policy = policy_of("pyramidkv(total=" + std::string(total) + ")");
+/// Budgets of all layers at a prompt length and mean budget.
+std::vector<std::uint32_t> pyramid(std::string_view spec, std::size_t prompt, std::uint32_t budget,
+                                   std::uint32_t layers = 32) {
+  const auto policy = policy_of(spec);
   DenseLayer layer;
   layer.geometry.prompt = prompt;
-  layer.geometry.model_layers = 32;
-  for (std::uint32_t l = 0; l < 32; ++l) layer.geometry.recorded_layers.push_back(l);
+  layer.geometry.model_layers = layers;
+  for (std::uint32_t l = 0; l < layers; ++l) layer.geometry.recorded_layers.push_back(l);
   LayerRanking ranking;
   ranking.order.resize(1);
   std::vector<std::uint32_t> out;
-  for (std::uint32_t l = 0; l < 32; ++l) {
+  for (std::uint32_t l = 0; l < layers; ++l) {
     layer.geometry.layer = l;
     out.push_back(allocate(*policy, layer, ranking, budget)[0]);
   }
@@ -248,26 +250,28 @@ std::uint64_t sum(const std::vector<std::uint32_t>& counts) {
 
 TEST(Golden, PyramidKvLayerBudgets) {
   // Table of layer budgets in the formulas' section on PyramidKV: first layers, last layers, sum.
-  auto layers = pyramid(1024, 512, "repo");
+  auto layers = pyramid("pyramidkv(total=repo)", 1024, 512);
   EXPECT_EQ(std::vector(layers.begin(), layers.begin() + 4),
             (std::vector<std::uint32_t>{960, 931, 902, 873}));
   EXPECT_EQ(std::vector(layers.end() - 3, layers.end()), (std::vector<std::uint32_t>{122, 93, 64}));
   EXPECT_EQ(sum(layers), 16384u);
-  layers = pyramid(4096, 2048, "repo");
+  layers = pyramid("pyramidkv(total=repo)", 4096, 2048);
   EXPECT_EQ(std::vector(layers.begin(), layers.begin() + 4),
             (std::vector<std::uint32_t>{3994, 3868, 3743, 3617}));
   EXPECT_EQ(std::vector(layers.end() - 3, layers.end()), (std::vector<std::uint32_t>{353, 228, 102}));
   EXPECT_EQ(sum(layers), 65536u);
-  layers = pyramid(4096, 3072, "repo");
+  layers = pyramid("pyramidkv(total=repo)", 4096, 3072);
   EXPECT_EQ(std::vector(layers.begin(), layers.begin() + 4),
             (std::vector<std::uint32_t>{4032, 3970, 3908, 3846}));
   EXPECT_EQ(std::vector(layers.end() - 3, layers.end()), (std::vector<std::uint32_t>{2236, 2174, 2112}));
-  EXPECT_EQ(pyramid(4096, 1024, "repo"), std::vector<std::uint32_t>(32, 1024));  // flat: 1024 / 20 < 64
+  EXPECT_EQ(pyramid("pyramidkv(total=repo)", 4096, 1024),
+            std::vector<std::uint32_t>(32, 1024));  // flat: 1024 / 20 < 64
 }
 
 TEST(Golden, PyramidKvExactTotalIsKvpressUpToRounding) {
   for (const std::uint32_t budget : {100u, 1279u, 1281u, 1500u, 2048u, 3072u, 3500u, 4096u}) {
-    const auto exact = pyramid(4096, budget, "exact"), repo = pyramid(4096, budget, "repo");
+    const auto exact = pyramid("pyramidkv", 4096, budget),
+               repo = pyramid("pyramidkv(total=repo)", 4096, budget);
     EXPECT_EQ(sum(exact), std::uint64_t{32} * budget);
     for (std::size_t l = 0; l < 32; ++l) {
       EXPECT_NEAR(static_cast<double>(exact[l]), static_cast<double>(repo[l]), 1.0)
@@ -330,6 +334,24 @@ TEST(WorkedExample, SnapKvPooling) {
   EXPECT_EQ(kept_tokens(largest, 0, 5), (std::vector<TokenIndex>{2, 3, 4, 6, 7}));
   const auto raw = ranking_of(*policy_of("snapkv(window=2,kernel=1)"), head);
   EXPECT_EQ(kept_tokens(raw, 0, 5), (std::vector<TokenIndex>{0, 1, 3, 6, 7}));  // tie 1/2 to the earlier
+}
+
+TEST(WorkedExample, PyramidKvInTheAuthorsForm) {
+  // G10: n 4000, capacity 128, window 8, 32 layers: 234, 227, ... 17 beyond the window, sum 4016 where 3840
+  // was asked for; n 200, 4 layers: 192, 144, 96, 48.
+  const auto deep = pyramid("pyramidkv(window=8,form=authors,total=repo)", 4000, 128);
+  EXPECT_EQ(deep[0], 234u + 8);
+  EXPECT_EQ(deep[1], 227u + 8);
+  EXPECT_EQ(deep[31], 17u + 8);
+  EXPECT_EQ(sum(deep), 4016u + 32 * 8);
+  const Row short_prompt{192, 144, 96, 48};
+  for (std::uint32_t l = 0; l < 4; ++l) {
+    EXPECT_EQ(authors_layer_share(120, 20, 192, l, 4, true), short_prompt[l]);
+  }
+  // The code itself does not come there: below twice the tokens beyond the window it stays flat.
+  EXPECT_EQ(pyramid("pyramidkv(window=8,form=authors,total=repo)", 200, 128, 4),
+            std::vector<std::uint32_t>(4, 128));
+  EXPECT_EQ(sum(pyramid("pyramidkv(window=8,form=authors)", 4000, 128)), 32u * 128);
 }
 
 TEST(WorkedExample, AdaHeadBudgets) {

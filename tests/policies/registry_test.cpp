@@ -31,7 +31,7 @@ TEST(CanonicalSpec, WritesEveryParameterInDeclaredOrder) {
   EXPECT_EQ(canonical("random"), "random(seed=0)");
   EXPECT_EQ(canonical("lagkv(lag=64)"), "lagkv(sinks=4,lag=64,cross=false)");
   EXPECT_EQ(canonical("pyramidkv"),
-            "pyramidkv(window=64,kernel=5,pool=avg,beta=20,group=mean,unit=kv,total=exact)");
+            "pyramidkv(window=64,kernel=5,pool=avg,beta=20,group=mean,unit=kv,form=kvpress,total=exact)");
   EXPECT_EQ(canonical("ada(score=tova,alpha=0.50)"), "ada(score=tova,alpha=0.5,form=guarantee,total=exact)");
   EXPECT_EQ(canonical("ada(h2o)"),
             "ada(score=h2o(recent=0,group=mean,unit=kv),alpha=0.2,form=guarantee,total=exact)");
