@@ -1,0 +1,35 @@
+// Request files as page streams: held in memory, or block by block.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sim/pages/page_server.h"
+#include "sim/pages/page_stream.h"
+#include "traces/requests/request_reader.h"
+
+namespace kvsim {
+
+/// The whole file. `most` bounds the requests held; a longer file is a UserError that says so.
+PageStream load_requests(const std::string& path, const RequestFileOptions& options, std::uint64_t most = 0xFFFFFFF0ull);
+
+/// One (policy, capacity) of a streamed run.
+struct StreamCell {
+  const PagePolicy* policy = nullptr;
+  std::uint64_t capacity = 0;
+  PageCounts counts;
+  std::string failure;  // empty, or why it was refused or failed
+};
+struct StreamFacts {
+  std::uint64_t requests = 0, unique = 0, bytes = 0;
+  bool grouped = false;
+};
+/// All cells in one pass over the file, read in blocks: memory does not grow with the length, only with the number of
+/// different objects. With `rate` < 1 only objects chosen by a hash are served, and capacities are scaled by it.
+/// The cells of a block are spread over threads. Next uses are known only where the file carries them.
+StreamFacts stream_requests(const std::string& path, const RequestFileOptions& file, const ServeOptions& options,
+                            double rate, std::vector<StreamCell>& cells);
+
+}  // namespace kvsim
