@@ -113,28 +113,48 @@ void fill_buckets(const OverlapInput<Rank>& in, std::size_t row, std::uint16_t* 
   std::fill(bucket + rank, bucket + in.ranks.rows + 1, static_cast<std::uint16_t>(in.counts.size()));
 }
 
-/// Every element counts from snapshot max(its policy bucket, its rank's bucket) on; `bucket_stride` is 0
-/// where all rows share their limits.
-template <typename Rank>
-void histogram(const OverlapInput<Rank>& in, std::size_t row, std::size_t rows, std::size_t bucket_stride,
-               const std::uint16_t* buckets, MatrixView<std::uint32_t> overlap, std::size_t column) {
-  const std::size_t bins = in.counts.size() + 1;
-  std::vector<std::uint32_t> counted(bins * rows, 0);
+/// max without a branch, which random ranks would mispredict.
+HWY_INLINE std::size_t larger(std::size_t a, std::size_t b) {
+  return a ^ ((a ^ b) & (std::size_t{0} - static_cast<std::size_t>(a < b)));
+}
+
+/// Every element counts from snapshot max(its policy bucket, its rank's bucket) on; `table` is the distance
+/// between the rows' tables, 0 where all rows share their limits. A shared table is raised to the policy's
+/// bucket as that grows, so that no maximum is left to take. Bins are [snapshot][row] of the rank type: they
+/// fit the first-level cache.
+template <typename Rank, bool kShared>
+HWY_NOINLINE void histogram(const OverlapInput<Rank>& in, std::size_t row, std::size_t rows,
+                            std::size_t table, std::uint16_t* HWY_RESTRICT buckets,
+                            MatrixView<std::uint32_t> overlap, std::size_t column) {
+  std::vector<Rank> bins((in.counts.size() + 1) * kStrip, 0);
+  Rank* HWY_RESTRICT bin = bins.data();
   const std::size_t hidden = in.ranks.rows;
+  const TokenIndex* HWY_RESTRICT order = in.order.data();
+  constexpr std::size_t kAhead = 4;
   std::size_t t = 0;
   for (std::size_t s = 0; s < in.counts.size(); ++s) {
-    for (; t < in.counts[s]; ++t) {
-      const Rank* at = in.ranks.row(in.order[t]) + row;
-      std::uint32_t* bin = counted.data();
-      const std::uint16_t* bucket = buckets;
-      for (std::size_t r = 0; r < rows; ++r, bin += bins, bucket += bucket_stride) {
-        ++bin[std::max<std::size_t>(s, bucket[std::min<std::size_t>(at[r], hidden)])];
+    if (kShared) {
+      std::fill_n(buckets, std::min<std::size_t>(in.limits(s, row), hidden), static_cast<std::uint16_t>(s));
+    }
+    for (const std::size_t end = in.counts[s]; t < end; ++t) {
+      const Rank* HWY_RESTRICT at = in.ranks.row(order[t]) + row;
+      if (t + kAhead < in.order.size()) {
+        const Rank* ahead = in.ranks.row(order[t + kAhead]) + row;
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + rows - 1);
+      }
+      for (std::size_t r = 0; r < rows; ++r) {
+        const std::size_t rank = at[r];
+        const std::size_t clipped =
+            rank ^ ((rank ^ hidden) & (std::size_t{0} - static_cast<std::size_t>(rank > hidden)));
+        const std::size_t bucket = kShared ? buckets[clipped] : larger(s, buckets[r * table + clipped]);
+        ++bin[bucket * kStrip + r];
       }
     }
   }
   for (std::size_t r = 0; r < rows; ++r) {
     std::uint32_t sum = 0;
-    for (std::size_t s = 0; s < in.counts.size(); ++s) overlap(s, column + r) = sum += counted[r * bins + s];
+    for (std::size_t s = 0; s < in.counts.size(); ++s) overlap(s, column + r) = sum += bins[s * kStrip + r];
   }
 }
 
@@ -174,11 +194,14 @@ void overlap_path(const OverlapInput<Rank>& in, std::size_t row_begin, std::size
   const bool shared = limits_shared(in, row_begin, row_end);
   const std::size_t table = in.ranks.rows + 1;
   std::vector<std::uint16_t> buckets(shared ? table : table * kStrip);
-  if (shared) fill_buckets(in, row_begin, buckets.data());
   for (std::size_t row = row_begin; row < row_end; row += kStrip) {
     const std::size_t rows = std::min(kStrip, row_end - row);
-    for (std::size_t r = 0; !shared && r < rows; ++r) fill_buckets(in, row + r, buckets.data() + r * table);
-    histogram(in, row, rows, shared ? 0 : table, buckets.data(), overlap, row - row_begin);
+    for (std::size_t r = 0; r < (shared ? 1 : rows); ++r)
+      fill_buckets(in, row + r, buckets.data() + r * table);
+    if (shared)
+      histogram<Rank, true>(in, row, rows, 0, buckets.data(), overlap, row - row_begin);
+    else
+      histogram<Rank, false>(in, row, rows, table, buckets.data(), overlap, row - row_begin);
   }
 }
 
