@@ -2,59 +2,122 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
-#include <utility>
 #include <vector>
 
 #include "kernels/cpu/curve_checks.h"
+#include "kernels/cpu/radix_sort.h"
 #include "kernels/error.h"
-#include "kernels/order.h"
 #include "kernels/replay.h"
 
 namespace kvsim {
 namespace {
 
-/// Three digits of 11 bits cover the 32 bits of a key.
-constexpr unsigned kDigitBits = 11;
-constexpr std::size_t kDigits = std::size_t{1} << kDigitBits;
-constexpr unsigned kPasses = 3;
 /// Rows that are read out of the token-major matrix together: one cache line of weights.
-constexpr std::size_t kRowsAtOnce = kRowPad;
+constexpr std::size_t kStrip = kRowPad;
+constexpr std::uint32_t kLargestKey = 0x7fffffffu;  // weights are not negative, so 31 bits order them
 
-/// Ascending keys mean descending scores; the low half is the token.
-using Entry = std::uint64_t;
+/// Tokens that a row sees: first .. last - 1.
+struct Visible {
+  std::size_t first = 0;
+  std::size_t last = 0;
+};
 
-std::uint32_t key_of(float score) { return ~ordered_bits(score); }
+Visible visible(TokenIndex position, std::uint32_t window, std::size_t tokens) {
+  const std::size_t last = std::min<std::size_t>(position + std::size_t{1}, tokens);
+  const std::size_t first = window == 0 || position < window ? 0 : position + std::size_t{1} - window;
+  return {std::min(first, last), last};
+}
 
-/// Stable radix sort of `entries` by their high 32 bits; `spare` is as long. The result is in `entries`.
-void sort_entries(std::vector<Entry>& entries, std::vector<Entry>& spare, std::size_t n) {
-  std::vector<std::uint32_t> starts(kPasses * kDigits, 0);
-  const auto digit = [](Entry entry, unsigned pass) {
-    return static_cast<std::size_t>(entry >> (32 + pass * kDigitBits)) & (kDigits - 1);
-  };
-  for (std::size_t i = 0; i < n; ++i) {
-    for (unsigned pass = 0; pass < kPasses; ++pass) ++starts[pass * kDigits + digit(entries[i], pass)];
+/// A strip of rows, transposed.
+template <typename Rank>
+struct Strip {
+  explicit Strip(std::size_t tokens) : keys(kStrip, tokens), ranks(kStrip, tokens) {}
+  Matrix<std::uint32_t> keys;  // [row][token], ascending = largest weight first
+  Matrix<Rank> ranks;          // [row][token]
+  double total[kStrip] = {};   // weight of all tokens; those that a row does not see weigh 0
+  SortBuffers sort;
+};
+
+template <typename Rank>
+void load_strip(MatrixView<const float> weights, std::size_t row, std::size_t rows, Strip<Rank>& strip) {
+  std::fill_n(strip.total, kStrip, 0.0);
+  std::uint32_t* keys = strip.keys.data();
+  const std::size_t stride = strip.keys.stride();
+  for (std::size_t t = 0; t < weights.rows; ++t) {
+    const float* w = weights.row(t) + row;
+    for (std::size_t r = 0; r < rows; ++r) {
+      keys[r * stride + t] = kLargestKey - std::bit_cast<std::uint32_t>(w[r] + 0.0f);
+      strip.total[r] += static_cast<double>(w[r]);
+    }
   }
-  for (unsigned pass = 0; pass < kPasses; ++pass) {
-    std::uint32_t* start = starts.data() + pass * kDigits;
-    if (n > 0 && start[digit(entries[0], pass)] == n) continue;  // all alike: nothing to move
-    std::uint32_t sum = 0;
-    for (std::size_t i = 0; i < kDigits; ++i) sum += std::exchange(start[i], sum);
-    for (std::size_t i = 0; i < n; ++i) spare[start[digit(entries[i], pass)]++] = entries[i];
-    entries.swap(spare);
+}
+
+double weight_of(SortEntry entry) {
+  return static_cast<double>(std::bit_cast<float>(kLargestKey - static_cast<std::uint32_t>(entry >> 32)));
+}
+
+/// How many of the sorted entries hold `wanted`, from `taken` entries that hold `mass` on; both are moved
+/// along. Eight at a time: weights are floats, so their sums in double are all but exact in any order.
+std::size_t take_until(const SortEntry* entries, std::size_t n, double wanted, std::size_t& taken,
+                       double& mass) {
+  constexpr std::size_t kChunk = 8;
+  while (taken + kChunk <= n) {
+    double part[kChunk];
+    for (std::size_t i = 0; i < kChunk; ++i) part[i] = weight_of(entries[taken + i]);
+    const double next =
+        mass + (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
+    if (next >= wanted) break;
+    mass = next;
+    taken += kChunk;
+  }
+  while (taken < n && (taken == 0 || mass < wanted)) mass += weight_of(entries[taken++]);
+  return taken;
+}
+
+template <typename Rank>
+void rank_row(Strip<Rank>& strip, std::size_t r, Visible seen, std::size_t prompt, std::size_t row,
+              const RankOutput<Rank>& out) {
+  const std::uint32_t* keys = strip.keys.row(r);
+  SortBuffers& sort = strip.sort;
+  const std::size_t n = seen.last - seen.first;
+  sort.entries.resize(strip.keys.cols());
+  for (std::size_t i = 0; i < n; ++i) {
+    sort.entries[i] = static_cast<SortEntry>(keys[seen.first + i]) << 32 | (seen.first + i);
+  }
+  sort_spread_entries(sort, n);
+
+  const SortEntry* entries = sort.entries.data();
+  Rank* ranks = strip.ranks.row(r);
+  std::fill_n(ranks, std::min(seen.first, prompt), std::numeric_limits<Rank>::max());
+  if (seen.last < prompt) std::fill(ranks + seen.last, ranks + prompt, std::numeric_limits<Rank>::max());
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t token = static_cast<TokenIndex>(entries[i]);
+    ranks[token] = static_cast<Rank>(next);  // of a decode token: never read
+    next += token < prompt ? 1 : 0;
+  }
+  std::size_t taken = 0;
+  double mass = 0.0;
+  for (std::size_t f = 0; f < kMassFractions.size(); ++f) {
+    const std::size_t needed = take_until(entries, n, kMassFractions[f] * strip.total[r], taken, mass);
+    out.needed_total[f][row] = static_cast<std::uint32_t>(needed);
+    out.needed_prompt[f][row] = static_cast<std::uint32_t>(std::count_if(
+        entries, entries + needed, [&](SortEntry e) { return static_cast<TokenIndex>(e) < prompt; }));
+  }
+}
+
+template <typename Rank>
+void store_ranks(const Strip<Rank>& strip, std::size_t prompt, std::size_t row, std::size_t rows,
+                 MatrixView<Rank> ranks) {
+  const Rank* from = strip.ranks.data();
+  const std::size_t stride = strip.ranks.stride();
+  for (std::size_t t = 0; t < prompt; ++t) {
+    Rank* to = ranks.row(t) + row;
+    for (std::size_t r = 0; r < rows; ++r) to[r] = from[r * stride + t];
   }
 }
 
 }  // namespace
-
-void sort_descending(std::span<const float> scores, std::span<TokenIndex> order) {
-  KVSIM_CHECK(scores.size() == order.size(), "{} scores, {} places", scores.size(), order.size());
-  std::vector<Entry> entries(scores.size());
-  std::vector<Entry> spare(scores.size());
-  for (std::size_t i = 0; i < scores.size(); ++i)
-    entries[i] = static_cast<Entry>(key_of(scores[i])) << 32 | i;
-  sort_entries(entries, spare, scores.size());
-  for (std::size_t i = 0; i < scores.size(); ++i) order[i] = static_cast<TokenIndex>(entries[i]);
-}
 
 template <typename Rank>
 void rank_rows(MatrixView<const float> weights, std::size_t prompt, std::span<const TokenIndex> position,
@@ -66,40 +129,14 @@ void rank_rows(MatrixView<const float> weights, std::size_t prompt, std::span<co
   KVSIM_CHECK(out.ranks.rows >= prompt && out.ranks.stride >= row_end, "ranks are {} x {}", out.ranks.rows,
               out.ranks.stride);
   KVSIM_CHECK(position.size() >= row_end, "{} positions for row {}", position.size(), row_end);
-  std::vector<Entry> entries(weights.rows);
-  std::vector<Entry> spare(weights.rows);
-  for (std::size_t row = row_begin; row < row_end; ++row) {
-    const std::size_t last = std::min<std::size_t>(position[row] + std::size_t{1}, weights.rows);
-    const std::size_t seen_from =
-        window == 0 || position[row] < window ? 0 : position[row] + std::size_t{1} - window;
-    const std::size_t first = std::min(seen_from, last);
-    double total = 0.0;
-    for (std::size_t t = first; t < last; ++t) {
-      const float w = weights(t, row);
-      total += static_cast<double>(w);
-      entries[t - first] = static_cast<Entry>(key_of(w)) << 32 | t;
+  Strip<Rank> strip(weights.rows);
+  for (std::size_t row = row_begin; row < row_end; row += kStrip) {
+    const std::size_t rows = std::min(kStrip, row_end - row);
+    load_strip(weights, row, rows, strip);
+    for (std::size_t r = 0; r < rows; ++r) {
+      rank_row(strip, r, visible(position[row + r], window, weights.rows), prompt, row + r, out);
     }
-    const std::size_t n = last - first;
-    sort_entries(entries, spare, n);
-    for (std::size_t t = 0; t < prompt; ++t) out.ranks(t, row) = std::numeric_limits<Rank>::max();
-    std::array<bool, kMassFractions.size()> reached{};
-    double mass = 0.0;
-    std::uint32_t of_prompt = 0;
-    const auto settle = [&](std::size_t taken, bool all) {
-      for (std::size_t f = 0; f < kMassFractions.size(); ++f) {
-        if (reached[f] || (!all && mass < kMassFractions[f] * total)) continue;
-        reached[f] = true;
-        out.needed_total[f][row] = static_cast<std::uint32_t>(taken);
-        out.needed_prompt[f][row] = of_prompt;
-      }
-    };
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t token = static_cast<TokenIndex>(entries[i]);
-      mass += static_cast<double>(weights(token, row));
-      if (token < prompt) out.ranks(token, row) = static_cast<Rank>(of_prompt++);
-      settle(i + 1, false);
-    }
-    settle(n, true);
+    store_ranks(strip, prompt, row, rows, out.ranks);
   }
 }
 
