@@ -1,5 +1,7 @@
 """What is recorded, and in which form: windows, statistics, optional tensors, precisions, early ends."""
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ def test_statistics_equal_brute_force(kind, run):
         assert np.allclose(trace.get(layer, "attention_stats/sum_sq"), (attention**2).sum(1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "glm"])
+@pytest.mark.parametrize("kind", ["llama", "llama_yarn", "gemma3", "glm"])
 def test_query_statistics_are_of_the_models_plain_queries_without_the_sinks(kind, run, model_folder):
     trace = Trace(run(kind, "--stats", "--queries", "window:8")[1])
     _, before, _ = model_run(model_folder(kind), trace.ids)
@@ -135,6 +137,7 @@ def test_the_same_command_gives_the_same_digest(run, recorded):
 def test_long_prompts_are_fed_in_chunks_with_the_same_result(run, recorded, monkeypatch):
     whole = Trace(run("gemma3", "--stats", "--hidden", name="whole.h5")[1])
     monkeypatch.setattr("kvsim_record.recorder._CHUNK", 50)
+    monkeypatch.setattr("kvsim_record.capture._BLOCK_BYTES", 20000)
     parts = Trace(run("gemma3", "--stats", "--hidden")[1])
     assert parts.ids == whole.ids
     for layer in whole.layers:
@@ -194,3 +197,10 @@ def test_greedy_decoding_takes_the_likeliest_token(recorded, model_folder):
     _, _, output = model_run(model_folder("multi_query"), trace.ids)
     likeliest = output.logits[0, trace.prompt - 1 : -1].argmax(-1).tolist()
     assert trace.ids[trace.prompt :] == likeliest
+
+
+@pytest.mark.parametrize("options", [(), ("--stats", "--attention", "--hidden", "--output-proj"), ("--lookahead", "4", "--lookahead-budget", "40,90")])
+def test_the_size_printed_first_bounds_the_file(options, run, capsys):
+    _, path = run("gemma3", *options)
+    printed = float(re.search(r"size: at most ([\d.]+) MiB", capsys.readouterr().err).group(1))
+    assert path.stat().st_size <= (printed + 0.05) * 2**20

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from .errors import RecordError
 
 IMPLEMENTATION = "kvsim_record"
-_ROWS = 512  # query rows computed at once where probabilities are needed
+_BLOCK_BYTES = 64 << 20  # of attention logits held at once where probabilities are needed
 # Arguments that change attention in ways the format has no place for.
 _FOREIGN = {"s_aux": "learned sink logits", "sinks": "learned sink logits", "position_bias": "a position bias",
             "alibi": "ALiBi", "attention_bias": "an attention bias"}
@@ -103,15 +103,20 @@ def eager_attention(call: Call) -> torch.Tensor | None:
         return None
     visible = visible_keys(call.start, call.rows, call.seen, 0, call.query.device) if call.mask is None else call.mask
     parts = []
-    for begin in range(0, call.rows, _ROWS):
-        mask = visible[..., begin : begin + _ROWS, : call.seen]
+    step = _rows_at_once(call.query.shape[1], call.seen)
+    for begin in range(0, call.rows, step):
+        mask = visible[..., begin : begin + step, : call.seen]
         if mask.dtype == torch.bool:
             lowest = torch.finfo(call.query.dtype).min
             mask = torch.zeros(mask.shape, dtype=call.query.dtype, device=mask.device).masked_fill(~mask, lowest)
         mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
-        query = call.query[:, :, begin : begin + _ROWS]
+        query = call.query[:, :, begin : begin + step]
         parts.append(own(call.module, query, call.key, call.value, mask, scaling=call.scale, **call.extra)[0])
     return torch.cat(parts, dim=1)
+
+
+def _rows_at_once(heads: int, seen: int) -> int:
+    return max(1, _BLOCK_BYTES // (4 * heads * seen))
 
 
 def visible_keys(start: int, rows: int, seen: int, window: int, device) -> torch.Tensor:
@@ -130,8 +135,9 @@ def probabilities(query, key, start, scale, softcap, window, dtype=torch.float32
     heads, rows, size = query.shape
     kv_heads, seen, _ = key.shape
     key = key.to(dtype)
-    for begin in range(0, rows, _ROWS):
-        block = query[:, begin : begin + _ROWS].to(dtype)
+    step = _rows_at_once(heads, seen)
+    for begin in range(0, rows, step):
+        block = query[:, begin : begin + step].to(dtype)
         count = block.shape[1]
         logits = torch.matmul(block.reshape(kv_heads, -1, size), key.transpose(1, 2)).reshape(heads, count, seen) * scale
         if softcap:

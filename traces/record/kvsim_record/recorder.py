@@ -1,5 +1,6 @@
 """Runs the model over prompt and answer while its attention calls stream into the trace."""
 
+import inspect
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +28,12 @@ def whole_cache(model) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     cache.layers = [DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers]
     return cache
+
+
+def last_logits(model, tokens: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """Feeds tokens [1, n]; the logits [vocabulary] after the last, without computing the others where the model can."""
+    only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return model(input_ids=tokens, past_key_values=cache, use_cache=True, **only_last).logits[0, -1]
 
 
 class Recorder:
@@ -91,8 +98,7 @@ class Recorder:
     def _feed(self, ids: list[int]) -> torch.Tensor:
         tokens = torch.tensor([ids], device=self.model.device)
         with torch.inference_mode(), observing(self), self._hidden():
-            output = self.model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1]
+            return last_logits(self.model, tokens, self._cache)
 
     def _check_rope(self) -> None:
         before = {(table.tobytes(), scaling) for table, scaling in self._rope}

@@ -5,7 +5,7 @@ import torch
 from .decode import Chooser, end_tokens
 from .models import Loaded
 from .prompt import Prompt
-from .recorder import whole_cache
+from .recorder import last_logits, whole_cache
 from .settings import Sampling
 
 
@@ -16,8 +16,7 @@ def reply(loaded: Loaded, prompt: Prompt, sampling: Sampling, limit: int) -> str
     with torch.inference_mode():
         for _ in range(limit):
             ids = torch.tensor([fed], device=loaded.model.device)
-            logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-            token = chooser.next(logits)
+            token = chooser.next(last_logits(loaded.model, ids, cache))
             if token in ends:
                 break
             answer.append(token)

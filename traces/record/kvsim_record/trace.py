@@ -1,7 +1,8 @@
 """Puts a whole trace together: what the run streamed, keys and values, tables, attributes, self-check, digest."""
 
-from datetime import datetime, timezone
+import os
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,14 @@ class Report:
 
 def record(loaded: Loaded, plan: Plan, job: Job, path: Path, progress: Progress) -> Report:
     """Records into `path`; whatever goes wrong, no unfinished file stays under that name."""
-    check_destination(path, plan.bytes())
+    check_destination(path, plan.bytes(job.lookahead))
     try:
         with TraceWriter(path) as writer:
+            writer.reserve(plan.bytes(job.lookahead))
             return _record(loaded, plan, job, writer, progress)
     except OSError as error:
-        raise RecordError(f"{path}: writing failed ({error.strerror or error}); nothing was kept") from error
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        raise RecordError(f"{path}: writing failed ({reason}); nothing was kept") from error
     finally:
         progress.end()
 
@@ -72,7 +75,7 @@ def _record(loaded: Loaded, plan: Plan, job: Job, writer: TraceWriter, progress:
         raise RecordError("the model ends its answer before the first token; use --ignore-eos to go on all the same")
     if len(recorder.tokens) < plan.decode:
         plan.decode = len(recorder.tokens)
-        writer.shrink({name: shape for name, (shape, _) in plan.streamed().items()})
+        writer.shrink({name: shape for name, (shape, _) in plan.streamed().items()}, plan.bytes(job.lookahead))
     progress.phase("write", len(plan.layers), "layer")
     _write_layers(plan, recorder, writer, progress)
     _write_tables(loaded, plan, job, recorder.tokens, writer)

@@ -1,5 +1,6 @@
 """Streams a trace into a temporary HDF5 file beside its destination; only a finished trace gets the final name."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -73,13 +74,22 @@ class TraceWriter:
         self.part.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Gives the file up. What HDF5 still wants to write goes to memory: after a write error, as on a full disk, the
+        library would fail again while closing, and crash."""
         if self.file is None:
             return
         file, self.file = self.file, None
-        try:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            elsewhere = os.memfd_create("kvsim-record") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+            os.dup2(elsewhere, file.id.get_vfd_handle())
+            os.close(elsewhere)
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             file.close()
-        except (OSError, RuntimeError):  # a full disk: the file is removed, its last flush does not matter
-            pass
+
+    def reserve(self, size: int) -> None:
+        """Takes the room for the whole trace at once, so that a full disk shows now and not after the model has run."""
+        with open(self.part, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
     def create(self, path: str, shape, kind: str) -> None:
         """Makes a contiguous dataset of element type `kind` (see dtypes.file_type) that `write` fills."""
@@ -115,13 +125,15 @@ class TraceWriter:
     def attributes(self, path: str, values: dict) -> None:
         set_attributes(self.file.require_group(path), values)
 
-    def shrink(self, shapes: dict[str, tuple]) -> None:
+    def shrink(self, shapes: dict[str, tuple], size: int) -> None:
         """Cuts datasets to the leading part of the given shape, by copying into a new file (early end of text)."""
+        self.reopen()
         smaller = TraceWriter.__new__(TraceWriter)
         smaller.path, smaller._kinds = self.path, {}
         smaller.part = self.part.with_name(self.part.name + "2")
         smaller.file = h5py.File(smaller.part, "w", **_SETTINGS)
         try:
+            smaller.reserve(size)
             for path, kind in self._kinds.items():
                 shape = shapes.get(path, self.file[path].shape)
                 smaller.create(path, shape, kind)
@@ -147,7 +159,10 @@ class TraceWriter:
 
     def reopen(self) -> None:
         """Closes the file and opens it again, so that what is read next comes from what was really written."""
+        self.file.flush()
+        size = self.file.id.get_filesize()
         self.file.close()
+        os.truncate(self.part, size)  # gives back what was reserved and not needed
         self.file = h5py.File(self.part, "r+", **_SETTINGS)
 
 
