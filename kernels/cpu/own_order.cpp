@@ -26,89 +26,133 @@ inline constexpr std::size_t kChannels = 64;
 inline constexpr std::size_t kChannelVecs = kChannels / kFloatLanes;
 inline constexpr std::size_t kSquareLanes = 16;
 
-/// One row's tokens in its own order, with their weights.
+/// A weight and its token, as they follow in a row's own order.
+struct Ranked {
+  float weight;
+  TokenIndex token;
+};
+
+/// One row's tokens in its own order.
 struct OwnRow {
-  std::vector<TokenIndex> order;
-  std::vector<float> weight;
+  std::vector<Ranked> order;
+  std::size_t seen = 0;               // tokens that the row sees
+  std::vector<std::uint32_t> counts;  // clipped to those
   std::vector<float> held;            // per count: kept weight
-  std::vector<std::uint32_t> counts;  // clipped to what the row sees
+  std::vector<float> inverse;         // 1 / kept weight, or 0
   std::size_t row = 0;
 };
 
-/// Sums of the row's kept weights at every count, in blocks like those of the outputs.
-void sum_weights(float tail, OwnRow& own) {
-  float total = tail;
+/// Weights kept at every count, summed in runs like the outputs.
+struct WeightSum {
+  float total;
   float lost = 0.0f;
   float partial = 0.0f;
-  std::size_t s = 0;
-  for (std::size_t i = 0; s < own.counts.size(); ++i) {
-    for (; s < own.counts.size() && own.counts[s] == i; ++s) own.held[s] = total + partial;
-    if (i == own.order.size()) break;
-    partial += own.weight[i];
-    if ((i + 1) % kExactRun == 0) {
-      const float wanted = partial - lost;
-      const float next = total + wanted;
-      lost = (next - total) - wanted;
-      total = next;
-      partial = 0.0f;
+  HWY_INLINE void end_run() {
+    const float wanted = partial - lost;
+    const float next = total + wanted;
+    lost = (next - total) - wanted;
+    total = next;
+    partial = 0.0f;
+  }
+};
+
+void sum_weights(float tail, OwnRow& own) {
+  WeightSum sum{tail};
+  std::size_t done = 0;
+  for (std::size_t s = 0; s < own.counts.size(); ++s) {
+    for (; done < own.counts[s];) {
+      sum.partial += own.order[done].weight;
+      if (++done % kExactRun == 0) sum.end_run();
+    }
+    own.held[s] = sum.total + sum.partial;
+    own.inverse[s] = own.held[s] > 0.0f ? 1.0f / own.held[s] : 0.0f;
+  }
+}
+
+/// Adds the tokens order[begin .. end) to the sums, a whole run or a part of one.
+template <bool kWhole>
+HWY_INLINE void add_ranked(const CurveInput& in, const Ranked* HWY_RESTRICT order, std::size_t begin,
+                           std::size_t end, std::size_t ahead_end, std::size_t column, std::size_t channels,
+                           float* HWY_RESTRICT padded_values, FloatVec (&partial)[kChannelVecs]) {
+  const FloatTag d;
+  constexpr std::size_t kAhead = 16;  // tokens whose values are fetched early
+  constexpr std::size_t kLine = 64 / sizeof(float);
+  for (std::size_t t = begin; t < end; ++t) {
+    if (t + kAhead < ahead_end) {
+      const float* ahead = in.values.row(order[t + kAhead].token) + column;
+      for (std::size_t i = 0; i < channels; i += kLine) __builtin_prefetch(ahead + i);
+    }
+    const float* value = in.values.row(order[t].token) + column;
+    if (!kWhole) {
+      std::copy_n(value, channels, padded_values);
+      value = padded_values;
+    }
+    const FloatVec w = hn::Set(d, order[t].weight);
+#pragma GCC unroll 64
+    for (std::size_t i = 0; i < kChannelVecs; ++i) {
+      partial[i] = fused(d, w, hn::LoadU(d, value + i * kFloatLanes), partial[i]);
+    }
+  }
+}
+
+/// difference[c] = held output - exact output at one snapshot; squares are added lane by lane.
+HWY_INLINE void compare_channels(const FloatVec (&total)[kChannelVecs],
+                                 const FloatVec (&partial)[kChannelVecs], float inverse,
+                                 const float* HWY_RESTRICT exact, float* HWY_RESTRICT difference,
+                                 float* HWY_RESTRICT squares) {
+  const FloatTag d;
+#pragma GCC unroll 64
+  for (std::size_t i = 0; i < kChannelVecs; ++i) {
+    const FloatVec held = hn::Mul(hn::Add(total[i], partial[i]), hn::Set(d, inverse));
+    hn::Store(hn::Sub(held, hn::Load(d, exact + i * kFloatLanes)), d, difference + i * kFloatLanes);
+  }
+  for (std::size_t c = 0; c < kChannels; c += kSquareLanes) {
+    for (std::size_t i = 0; i < kSquareLanes; i += kFloatLanes) {
+      const FloatVec delta = hn::Load(d, difference + c + i);
+      hn::Store(fused(d, delta, delta, hn::Load(d, squares + i)), d, squares + i);
     }
   }
 }
 
 /// squares[s][lane] += squared differences of the channels column .. column + kChannels - 1 (as many as there
 /// are).
-void channel_chunk(const CurveInput& in, const OwnRow& own, std::size_t column,
-                   float* HWY_RESTRICT padded_values, const CurveOutput& out, float* HWY_RESTRICT squares) {
+template <bool kWhole>
+HWY_NOINLINE void channel_chunk(const CurveInput& in, const OwnRow& own, std::size_t column,
+                                const CurveOutput& out, float* HWY_RESTRICT squares) {
   const FloatTag d;
   const std::size_t channels = std::min(kChannels, in.values.cols - column);
   HWY_ALIGN float exact[kChannels] = {};
   HWY_ALIGN float tail[kChannels] = {};
+  HWY_ALIGN float padded_values[kChannels] = {};
+  HWY_ALIGN float difference[kChannels];
   for (std::size_t c = 0; c < channels; ++c) {
     exact[c] = in.exact(column + c, own.row);
     tail[c] = in.tail_output(column + c, own.row);
   }
   FloatVec total[kChannelVecs], lost[kChannelVecs], partial[kChannelVecs];
+#pragma GCC unroll 64
   for (std::size_t i = 0; i < kChannelVecs; ++i) {
     total[i] = hn::Load(d, tail + i * kFloatLanes);
     lost[i] = partial[i] = hn::Zero(d);
   }
   std::size_t done = 0;
   for (std::size_t s = 0; s < own.counts.size(); ++s) {
-    for (; done < own.counts[s]; ++done) {
-      const float* value = in.values.row(own.order[done]) + column;
-      if (channels < kChannels) {
-        std::copy_n(value, channels, padded_values);
-        value = padded_values;
-      }
-      const FloatVec w = hn::Set(d, own.weight[done]);
+    while (done < own.counts[s]) {
+      const std::size_t run_end = done - done % kExactRun + kExactRun;
+      const std::size_t end = std::min<std::size_t>(run_end, own.counts[s]);
+      add_ranked<kWhole>(in, own.order.data(), done, end, own.seen, column, channels, padded_values, partial);
+      done = end;
+      if (end != run_end) continue;
+#pragma GCC unroll 64
       for (std::size_t i = 0; i < kChannelVecs; ++i) {
-        partial[i] = fused(d, w, hn::LoadU(d, value + i * kFloatLanes), partial[i]);
-      }
-      if ((done + 1) % kExactRun == 0) {
-        for (std::size_t i = 0; i < kChannelVecs; ++i) {
-          add_compensated(partial[i], total[i], lost[i]);
-          partial[i] = hn::Zero(d);
-        }
+        add_compensated(partial[i], total[i], lost[i]);
+        partial[i] = hn::Zero(d);
       }
     }
-    const FloatVec inverse = hn::Set(d, own.held[s] > 0.0f ? 1.0f / own.held[s] : 0.0f);
-    HWY_ALIGN float difference[kChannels];
-    for (std::size_t i = 0; i < kChannelVecs; ++i) {
-      const FloatVec held = hn::Mul(hn::Add(total[i], partial[i]), inverse);
-      const FloatVec delta = hn::Sub(held, hn::Load(d, exact + i * kFloatLanes));
-      hn::Store(delta, d, difference + i * kFloatLanes);
-    }
-    float* at = squares + s * kSquareLanes;
-    for (std::size_t c = 0; c < kChannels; c += kSquareLanes) {
-      for (std::size_t i = 0; i < kSquareLanes; i += kFloatLanes) {
-        const FloatVec delta = hn::Load(d, difference + c + i);
-        hn::Store(fused(d, delta, delta, hn::Load(d, at + i)), d, at + i);
-      }
-    }
-    if (out.delta != nullptr) {
-      float* to = out.delta + s * out.delta_stride + column * in.exact.stride + own.row;
-      for (std::size_t c = 0; c < channels; ++c) to[c * in.exact.stride] = difference[c];
-    }
+    compare_channels(total, partial, own.inverse[s], exact, difference, squares + s * kSquareLanes);
+    if (out.delta == nullptr) continue;
+    float* to = out.delta + s * out.delta_stride + column * in.exact.stride + own.row;
+    for (std::size_t c = 0; c < channels; ++c) to[c * in.exact.stride] = difference[c];
   }
 }
 
@@ -124,13 +168,12 @@ float lane_total(const float* lanes) {
 void own_row_curve(const CurveInput& in, OwnRow& own, std::size_t column, const CurveOutput& out) {
   sum_weights(in.tail_weight[own.row], own);
   Matrix<float> squares(own.counts.size(), kSquareLanes);
-  HWY_ALIGN float padded_values[kChannels] = {};
-  for (std::size_t c = 0; c < in.values.cols; c += kChannels) {
-    channel_chunk(in, own, c, padded_values, out, squares.data());
-  }
+  std::size_t c = 0;
+  for (; c + kChannels <= in.values.cols; c += kChannels)
+    channel_chunk<true>(in, own, c, out, squares.data());
+  if (c < in.values.cols) channel_chunk<false>(in, own, c, out, squares.data());
   float norm = 0.0f;
-  for (std::size_t c = 0; c < in.values.cols; ++c)
-    norm = std::fma(in.exact(c, own.row), in.exact(c, own.row), norm);
+  for (c = 0; c < in.values.cols; ++c) norm = std::fma(in.exact(c, own.row), in.exact(c, own.row), norm);
   norm = norm > 0.0f ? std::sqrt(norm) : 1.0f;
   for (std::size_t s = 0; s < own.counts.size(); ++s) {
     out.recall(s, column) = own.held[s];
@@ -139,35 +182,51 @@ void own_row_curve(const CurveInput& in, OwnRow& own, std::size_t column, const 
   }
 }
 
+/// Rows that are read out of the token-major matrices together.
+template <typename Rank>
+struct OwnStrip {
+  explicit OwnStrip(std::size_t tokens) : weights(kRowPad, tokens), ranks(kRowPad, tokens) {}
+  void load(const CurveInput& in, MatrixView<const Rank> from, std::size_t first, std::size_t rows) {
+    const std::size_t tokens = in.weights.rows;
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const float* weight = in.weights.row(t) + first;
+      const Rank* rank = from.row(t) + first;
+      for (std::size_t r = 0; r < rows; ++r) weights.data()[r * weights.stride() + t] = weight[r];
+      for (std::size_t r = 0; r < rows; ++r) ranks.data()[r * ranks.stride() + t] = rank[r];
+    }
+  }
+  /// Tokens of row r to their places; hidden ones to the end, where nobody reads.
+  void order(std::size_t r, OwnRow& own) const {
+    const std::size_t tokens = weights.cols();
+    const float* weight = weights.row(r);
+    const Rank* rank = ranks.row(r);
+    own.order.resize(tokens + 1);
+    std::size_t hidden = 0;
+    for (std::size_t t = 0; t < tokens; ++t) {
+      hidden += rank[t] == std::numeric_limits<Rank>::max() ? 1 : 0;
+      own.order[std::min<std::size_t>(rank[t], tokens)] = {weight[t], static_cast<TokenIndex>(t)};
+    }
+    own.seen = tokens - hidden;
+  }
+  Matrix<float> weights;
+  Matrix<Rank> ranks;
+};
+
 template <typename Rank>
 void own_order_path(const CurveInput& in, MatrixView<const Rank> ranks, std::size_t row_begin,
                     std::size_t row_end, const CurveOutput& out) {
-  const std::size_t tokens = in.weights.rows;
-  std::vector<OwnRow> strip(kRowPad);
+  OwnStrip<Rank> strip(in.weights.rows);
+  OwnRow own;
+  own.held.resize(in.counts.size());
+  own.inverse.resize(in.counts.size());
   for (std::size_t first = row_begin; first < row_end; first += kRowPad) {
     const std::size_t rows = std::min(kRowPad, row_end - first);
-    std::vector<std::size_t> seen(rows, 0);
+    strip.load(in, ranks, first, rows);
     for (std::size_t r = 0; r < rows; ++r) {
-      strip[r].order.resize(tokens);
-      strip[r].weight.resize(tokens);
-      strip[r].row = first + r;
-    }
-    for (std::size_t t = 0; t < tokens; ++t) {
-      for (std::size_t r = 0; r < rows; ++r) {
-        const Rank rank = ranks(t, first + r);
-        if (rank == std::numeric_limits<Rank>::max()) continue;
-        strip[r].order[rank] = static_cast<TokenIndex>(t);
-        strip[r].weight[rank] = in.weights(t, first + r);
-        ++seen[r];
-      }
-    }
-    for (std::size_t r = 0; r < rows; ++r) {
-      OwnRow& own = strip[r];
-      own.order.resize(seen[r]);
-      own.weight.resize(seen[r]);
+      strip.order(r, own);
+      own.row = first + r;
       own.counts.assign(in.counts.begin(), in.counts.end());
-      own.held.assign(in.counts.size(), 0.0f);
-      for (std::uint32_t& count : own.counts) count = std::min(count, static_cast<std::uint32_t>(seen[r]));
+      for (std::uint32_t& count : own.counts) count = std::min(count, static_cast<std::uint32_t>(own.seen));
       own_row_curve(in, own, own.row - row_begin, out);
     }
   }
