@@ -32,20 +32,20 @@ MatrixView<const std::uint32_t> one_row(std::span<const std::uint32_t> values) {
 /// (step_order) a row keeps visible tokens only.
 Matrix<std::uint32_t> visible_counts(const ExactSteps& exact, const UnitSelection& unit, bool sliding, bool step_order) {
   const std::size_t stride = exact.weights().stride;
-  Matrix<std::uint32_t> limits(unit.counts.size(), stride);
+  Matrix<std::uint32_t> limits(unit.ascending.size(), stride);
   std::vector<std::uint32_t> kept_from;  // kept_from[p]: kept tokens at positions >= p
-  for (std::size_t b = 0; b < unit.counts.size(); ++b) {
-    std::fill_n(limits.row(b), stride, unit.counts[b]);
+  for (std::size_t b = 0; b < unit.ascending.size(); ++b) {
+    std::fill_n(limits.row(b), stride, unit.ascending[b]);
     if (!sliding) continue;
     if (step_order) {
       for (std::size_t row = 0; row < exact.rows(); ++row) {
         const std::size_t visible = unit.order.size() - std::min<std::size_t>(exact.first_visible(row), unit.order.size());
-        limits(b, row) = std::min(unit.counts[b], static_cast<std::uint32_t>(visible));
+        limits(b, row) = std::min(unit.ascending[b], static_cast<std::uint32_t>(visible));
       }
       continue;
     }
     kept_from.assign(unit.order.size() + 1, 0);
-    for (std::uint32_t i = 0; i < unit.counts[b]; ++i) kept_from[unit.order[i]] = 1;
+    for (std::uint32_t i = 0; i < unit.ascending[b]; ++i) kept_from[unit.order[i]] = 1;
     for (std::size_t p = unit.order.size(); p-- > 0;) kept_from[p] += kept_from[p + 1];
     for (std::size_t row = 0; row < exact.rows(); ++row)
       limits(b, row) = kept_from[std::min<std::size_t>(exact.first_visible(row), unit.order.size())];
@@ -59,7 +59,7 @@ void recompute_underflow(const HeadView& head, const UnitSelection& unit, std::s
   const ExactSteps& exact = head.exact;
   const LayerGeometry& g = head.layer.geometry;
   std::vector<TokenIndex> held;
-  for (std::uint32_t i = 0; i < unit.counts[budget]; ++i)
+  for (std::uint32_t i = 0; i < unit.ascending[budget]; ++i)
     if (unit.order[i] >= exact.first_visible(row)) held.push_back(unit.order[i]);
   for (TokenIndex p = static_cast<TokenIndex>(g.prompt); p <= exact.position()[row]; ++p)
     if (p >= exact.first_visible(row)) held.push_back(p);
@@ -84,7 +84,7 @@ void run_kernels(const HeadView& head, MatrixView<const Rank> ranks, const UnitS
   const ExactSteps& exact = head.exact;
   CurveInput in = exact.curve_input(head.block);
   in.order = unit.order;
-  in.counts = unit.counts;
+  in.counts = unit.ascending;
   CurveOutput out{values.error.view(), values.recall.view(), nullptr, 0};
   if (delta != nullptr) {
     out.delta = delta->data.data();
@@ -94,36 +94,37 @@ void run_kernels(const HeadView& head, MatrixView<const Rank> ranks, const UnitS
   if (step_order) {
     // The kept set of a row is its own best n: it agrees by definition, and what it lacks of a needed set is arithmetic.
     own_order_curve(in, ranks, row_begin, row_end, out);
-    for (std::size_t b = 0; b < unit.counts.size(); ++b) {
+    for (std::size_t b = 0; b < unit.ascending.size(); ++b) {
       for (std::size_t row = row_begin; row < row_end; ++row) {
         values.agree(b, row - row_begin) = values.limits(b, row);
         for (std::size_t c = 0; c < kMassFractions.size(); ++c)
-          values.found[c](b, row - row_begin) = std::min(unit.counts[b], exact.needed_prompt(c)[row]);
+          values.found[c](b, row - row_begin) = std::min(unit.ascending[b], exact.needed_prompt(c)[row]);
       }
     }
     return;
   }
   curve_pass(in, row_begin, row_end, out);
-  overlap_counts(ranks, unit.order, unit.counts, values.limits.view(), row_begin, row_end, values.agree.view());
+  overlap_counts(ranks, unit.order, unit.ascending, values.limits.view(), row_begin, row_end, values.agree.view());
   for (std::size_t c = 0; c < kMassFractions.size(); ++c)
-    overlap_counts(ranks, unit.order, unit.counts, one_row(exact.needed_prompt(c)), row_begin, row_end, values.found[c].view());
+    overlap_counts(ranks, unit.order, unit.ascending, one_row(exact.needed_prompt(c)), row_begin, row_end, values.found[c].view());
 }
 
 /// The order of StepMetric's miss rates against kMassFractions {.5, .9, .99}.
 constexpr std::array<std::pair<StepMetric, std::size_t>, 3> kMissMetrics{
     {{StepMetric::miss_rate, 1}, {StepMetric::miss_rate_50, 0}, {StepMetric::miss_rate_99, 2}}};
 
-void add_row(const HeadView& head, const RowValues& values, std::size_t at, std::size_t row, std::size_t query_head,
+/// `place`: where the budget stands among the ascending counts; `at`: the row inside `values`.
+void add_row(const HeadView& head, const RowValues& values, std::size_t place, std::size_t at, std::size_t row,
              std::size_t step, std::size_t budget, HeadMeasure& measure) {
   const ExactSteps& exact = head.exact;
-  measure.add(StepMetric::output_error, budget, query_head, step, values.error(budget, at));
-  measure.add(StepMetric::attention_recall, budget, query_head, step, values.recall(budget, at));
-  const std::uint32_t n = values.limits(budget, row);
-  measure.add(StepMetric::query_consistency, budget, query_head, step,
-              n == 0 ? kUndefined : static_cast<float>(values.agree(budget, at)) / static_cast<float>(n));
+  measure.add(StepMetric::output_error, budget, step, values.error(place, at));
+  measure.add(StepMetric::attention_recall, budget, step, values.recall(place, at));
+  const std::uint32_t n = values.limits(place, row);
+  measure.add(StepMetric::query_consistency, budget, step,
+              n == 0 ? kUndefined : static_cast<float>(values.agree(place, at)) / static_cast<float>(n));
   for (const auto& [metric, c] : kMissMetrics) {
-    const std::uint32_t missing = exact.needed_prompt(c)[row] - values.found[c](budget, at);
-    measure.add(metric, budget, query_head, step, static_cast<float>(missing) / static_cast<float>(exact.needed_total(c)[row]));
+    const std::uint32_t missing = exact.needed_prompt(c)[row] - values.found[c](place, at);
+    measure.add(metric, budget, step, static_cast<float>(missing) / static_cast<float>(exact.needed_total(c)[row]));
   }
   const TokenIndex first_decode = std::max(exact.first_visible(row), static_cast<TokenIndex>(head.layer.geometry.prompt));
   measure.add_readable(budget, static_cast<double>(n) + static_cast<double>(exact.position()[row] + 1 - first_decode));
@@ -137,7 +138,7 @@ HeadMeasure::HeadMeasure(std::size_t budgets, std::size_t group, std::size_t ste
   if (keep_steps) step_sums_.assign(budgets * kStepMetrics * steps, 0.0f);
 }
 
-void HeadMeasure::add(StepMetric metric, std::size_t budget, std::size_t, std::size_t step, float value) {
+void HeadMeasure::add(StepMetric metric, std::size_t budget, std::size_t step, float value) {
   distributions_[place(metric, budget)].add(value);
   if (!step_sums_.empty()) step_sums_[place(metric, budget) * steps_ + step] += value;
 }
@@ -187,7 +188,7 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
     Range& range = ranges.back();
     HeadDelta part;
     HeadDelta* target = delta;
-    if (delta != nullptr && count > 1) {
+    if (delta != nullptr && (count > 1 || !range.unit->in_order())) {
       part = *delta;
       target = &part;
     }
@@ -200,9 +201,13 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
       for (std::size_t row = i * steps; row < end; ++row)
         if (std::isnan(range.values.error(b, row - begin)))
           recompute_underflow(head, *range.unit, begin, row, b, range.values, target);
-    if (target != delta)
-      for (std::size_t line = 0; line < budgets * g.value_dim; ++line)
-        std::copy_n(part.data.data() + line * delta->stride + i * steps, steps, delta->data.data() + line * delta->stride + i * steps);
+    if (target == delta) continue;
+    for (std::size_t b = 0; b < budgets; ++b)
+      for (std::size_t c = 0; c < g.value_dim; ++c) {
+        const std::size_t from = range.unit->place[b] * delta->budget_stride + c * delta->stride + i * steps;
+        const std::size_t to = b * delta->budget_stride + c * delta->stride + i * steps;
+        std::copy_n(part.data.data() + from, end - i * steps, delta->data.data() + to);
+      }
   }
   for (std::size_t b = 0; b < budgets; ++b) {
     for (std::size_t block = 0; block < steps; block += kStepBlock) {
@@ -210,7 +215,7 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
         const Range& range = ranges[count == 1 ? 0 : h];
         for (std::size_t t = block; t < std::min(steps, block + kStepBlock); ++t) {
           const std::size_t row = h * steps + t;
-          add_row(head, range.values, row - range.begin, row, h, exact.steps().first + t, b, measure);
+          add_row(head, range.values, range.unit->place[b], row - range.begin, row, exact.steps().first + t, b, measure);
         }
       }
     }

@@ -24,7 +24,7 @@ class HeadMeasure {
   /// `keep_steps`: also keep every step's mean over the query heads.
   HeadMeasure(std::size_t budgets, std::size_t group, std::size_t steps, bool keep_steps);
 
-  void add(StepMetric metric, std::size_t budget, std::size_t head, std::size_t step, float value);
+  void add(StepMetric metric, std::size_t budget, std::size_t step, float value);
   /// Closes the bins; called once after the last step.
   void finish();
 

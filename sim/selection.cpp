@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "kernels/error.h"
 
@@ -24,6 +25,18 @@ std::int64_t count_near_ties(const UnitScores& scores, const UnitSelection& unit
 
 }  // namespace
 
+void UnitSelection::sort_counts() {
+  std::vector<std::size_t> by_count(counts.size());
+  std::iota(by_count.begin(), by_count.end(), 0);
+  std::stable_sort(by_count.begin(), by_count.end(), [&](std::size_t a, std::size_t b) { return counts[a] < counts[b]; });
+  ascending.clear();
+  place.resize(counts.size());
+  for (const std::size_t budget : by_count) {
+    place[budget] = ascending.size();
+    ascending.push_back(counts[budget]);
+  }
+}
+
 LayerSelection select_layer(const Policy& policy, const LayerGeometry& layer, LayerScores scores,
                             std::span<const BudgetPoint> budgets) {
   LayerRanking ranking = rank_layer(policy, layer, std::move(scores));
@@ -37,8 +50,8 @@ LayerSelection select_layer(const Policy& policy, const LayerGeometry& layer, La
     for (std::size_t u = 0; u < units; ++u) {
       auto& counts = selection.units[u].counts;
       KVSIM_CHECK(kept[u] <= layer.prompt, "{} keeps {} of {} tokens", policy.traits().name, kept[u], layer.prompt);
-      KVSIM_CHECK(counts.empty() || counts.back() <= kept[u], "{} keeps fewer tokens at a larger budget ({})",
-                  policy.traits().name, budget.tokens);
+      KVSIM_CHECK(!policy.traits().nested || counts.empty() || counts.back() <= kept[u],
+                  "{} keeps fewer tokens at a larger budget ({})", policy.traits().name, budget.tokens);
       counts.push_back(kept[u]);
     }
   }
@@ -48,6 +61,7 @@ LayerSelection select_layer(const Policy& policy, const LayerGeometry& layer, La
     unit.protected_count = ranking.scores.units[u].protected_tokens.size();
     for (const std::uint32_t count : unit.counts)
       unit.near_ties.push_back(count_near_ties(ranking.scores.units[u], unit, count));
+    unit.sort_counts();
   }
   return selection;
 }

@@ -18,12 +18,19 @@ struct Variant {
   VariantEntry entry;
 };
 
-/// One unit's kept sets: at budget i the first counts[i] tokens of order.
+/// One unit's kept sets: at budget i the first counts[i] tokens of order. An allocator may take a token back from one
+/// unit when the budget grows, so counts need not ascend; kernels want them ascending: counts[i] = ascending[place[i]].
 struct UnitSelection {
-  std::vector<TokenIndex> order;      // [T]
-  std::vector<std::uint32_t> counts;  // [budgets], ascending
+  std::vector<TokenIndex> order;          // [T]
+  std::vector<std::uint32_t> counts;      // [budgets]
+  std::vector<std::uint32_t> ascending;   // [budgets]
+  std::vector<std::size_t> place;         // [budgets]
   std::vector<std::int64_t> near_ties;  // [budgets]
   std::size_t protected_count = 0;    // leading tokens of order that the policy protects
+
+  /// Fills ascending and place from counts.
+  void sort_counts();
+  bool in_order() const { return counts == ascending; }
 };
 
 /// One variant's kept sets in one layer; units as in LayerScores.

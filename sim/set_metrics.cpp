@@ -33,19 +33,20 @@ void free_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::spa
   std::vector<bool> is_protected(prompt, false);
   for (std::size_t i = 0; i < unit.protected_count; ++i) is_protected[unit.order[i]] = true;
   std::vector<std::uint32_t> free_counts;
-  for (const std::uint32_t count : unit.counts)
+  for (const std::uint32_t count : unit.ascending)
     free_counts.push_back(count > unit.protected_count ? count - static_cast<std::uint32_t>(unit.protected_count) : 0);
   const std::vector<TokenIndex> own = free_part(unit.order, is_protected);
   const std::vector<std::uint64_t> agree = overlaps(own, free_part(oracle.order, is_protected), free_counts);
   std::vector<std::uint64_t> with_hindsight;
   if (!hindsight.empty()) with_hindsight = overlaps(own, free_part(hindsight, is_protected), free_counts);
   for (std::size_t b = 0; b < free_counts.size(); ++b) {
-    const double n = free_counts[b];
+    const std::size_t at = unit.place[b];
+    const double n = free_counts[at];
     if (n == 0) continue;
     const double expected = n / static_cast<double>(own.size());
-    out.free_consistency[b] = static_cast<double>(agree[b]) / n;
+    out.free_consistency[b] = static_cast<double>(agree[at]) / n;
     if (expected < 1) out.free_corrected[b] = (out.free_consistency[b] - expected) / (1 - expected);
-    if (!hindsight.empty()) out.window_consistency[b] = static_cast<double>(with_hindsight[b]) / n;
+    if (!hindsight.empty()) out.window_consistency[b] = static_cast<double>(with_hindsight[at]) / n;
   }
 }
 
@@ -99,7 +100,7 @@ std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<con
 SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
                        std::span<const std::pair<std::uint32_t, std::uint32_t>> evidence) {
   SetMetrics out(unit.counts.size());
-  const std::vector<std::uint64_t> agree = overlaps(unit.order, oracle.order, unit.counts);
+  const std::vector<std::uint64_t> agree = overlaps(unit.order, oracle.order, unit.ascending);
   const std::vector<double> own_mass = prefix_sums(unit.order, oracle.mean);
   const std::vector<double> best_mass = prefix_sums(oracle.order, oracle.mean);
   std::vector<float> is_evidence(evidence.empty() ? 0 : unit.order.size(), 0.0f);
@@ -115,7 +116,7 @@ SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std
     const std::uint32_t n = unit.counts[b];
     if (evidence_tokens > 0) out.evidence[b] = found[n] / evidence_tokens;
     if (n == 0) continue;
-    const double overlap = static_cast<double>(agree[b]);
+    const double overlap = static_cast<double>(agree[unit.place[b]]);
     out.consistency[b] = overlap / n;
     out.jaccard[b] = overlap / (2.0 * n - overlap);
     if (best_mass[n] > 0) out.mass_ratio[b] = own_mass[n] / best_mass[n];

@@ -16,6 +16,7 @@ UnitSelection kept(std::vector<TokenIndex> order, std::vector<std::uint32_t> cou
   unit.order = std::move(order);
   unit.counts = std::move(counts);
   unit.protected_count = protected_count;
+  unit.sort_counts();
   return unit;
 }
 
@@ -49,6 +50,18 @@ TEST(SetMetrics, WindowConsistencyComparesWithHindsight) {
   EXPECT_DOUBLE_EQ(m.window_consistency[0], 0.0);        // {1} against {2}
   EXPECT_DOUBLE_EQ(m.window_consistency[1], 0.5);        // {1,5} against {2,1}
   EXPECT_DOUBLE_EQ(m.window_consistency[2], 2.0 / 3.0);  // {1,5,3} against {2,1,5}
+}
+
+TEST(SetMetrics, CountsNeedNotAscend) {
+  const OracleOrder oracle(kMean);
+  const std::vector<TokenIndex> order{9, 2, 1, 0, 3, 4, 5, 6, 7, 8};
+  const SetMetrics up = set_metrics(kept(order, {3, 5}, 1), oracle, order, {});
+  const SetMetrics down = set_metrics(kept(order, {5, 3}, 1), oracle, order, {});
+  EXPECT_EQ(up.consistency[0], down.consistency[1]);
+  EXPECT_EQ(up.consistency[1], down.consistency[0]);
+  EXPECT_EQ(up.mass_ratio[1], down.mass_ratio[0]);
+  EXPECT_EQ(up.free_consistency[0], down.free_consistency[1]);
+  EXPECT_NE(up.free_consistency[0], up.free_consistency[1]);
 }
 
 TEST(SetMetrics, EvidenceCountsMarkedTokensOnce) {

@@ -226,7 +226,8 @@ TEST(ReplayUnit, MatchesDefinitionsWithSoftcapAndProjection) {
   Shape shape;
   shape.softcap = 6.0;
   shape.hidden = 20;
-  expect_matches_definitions(shape, {"snapkv(window=16)", "random", "snapkv(window=16,unit=query)"});
+  expect_matches_definitions(shape, {"snapkv(window=16)", "random", "snapkv(window=16,unit=query)",
+                                     "ada(score=snapkv(window=16),form=interp)"});
 }
 
 TEST(ReplayUnit, MatchesDefinitionsWithOneQueryHeadAndMany) {
