@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/strip_stride.h"
 #include "kernels/cpu/targets.h"
 #include "kernels/error.h"
 
@@ -182,29 +183,38 @@ void own_row_curve(const CurveInput& in, OwnRow& own, std::size_t column, const 
   }
 }
 
-/// Rows that are read out of the token-major matrices together.
+/// Rows that are read out of the token-major matrices together; padding rows come along.
 template <typename Rank>
 struct OwnStrip {
-  explicit OwnStrip(std::size_t tokens) : weights(kRowPad, tokens), ranks(kRowPad, tokens) {}
-  void load(const CurveInput& in, MatrixView<const Rank> from, std::size_t first, std::size_t rows) {
-    const std::size_t tokens = in.weights.rows;
-    for (std::size_t t = 0; t < tokens; ++t) {
-      const float* weight = in.weights.row(t) + first;
-      const Rank* rank = from.row(t) + first;
-      for (std::size_t r = 0; r < rows; ++r) weights.data()[r * weights.stride() + t] = weight[r];
-      for (std::size_t r = 0; r < rows; ++r) ranks.data()[r * ranks.stride() + t] = rank[r];
+  explicit OwnStrip(std::size_t tokens)
+      : weights(kRowPad, strip_stride<float>(tokens)), ranks(kRowPad, strip_stride<Rank>(tokens)) {}
+  void load(const CurveInput& in, MatrixView<const Rank> from, std::size_t first) {
+    float* weight = weights.data();
+    Rank* rank = ranks.data();
+    const std::size_t weight_stride = weights.stride();
+    const std::size_t rank_stride = ranks.stride();
+    for (std::size_t t = 0; t < in.weights.rows; ++t) {
+      const float* w = in.weights.row(t) + first;
+      const Rank* k = from.row(t) + first;
+#pragma GCC unroll 16
+      for (std::size_t r = 0; r < kRowPad; ++r) weight[r * weight_stride + t] = w[r];
+#pragma GCC unroll 16
+      for (std::size_t r = 0; r < kRowPad; ++r) rank[r * rank_stride + t] = k[r];
     }
   }
   /// Tokens of row r to their places; hidden ones to the end, where nobody reads.
-  void order(std::size_t r, OwnRow& own) const {
-    const std::size_t tokens = weights.cols();
-    const float* weight = weights.row(r);
-    const Rank* rank = ranks.row(r);
+  void order(std::size_t r, std::size_t tokens, OwnRow& own) const {
+    const float* HWY_RESTRICT weight = weights.row(r);
+    const Rank* HWY_RESTRICT rank = ranks.row(r);
     own.order.resize(tokens + 1);
+    Ranked* HWY_RESTRICT order = own.order.data();
     std::size_t hidden = 0;
     for (std::size_t t = 0; t < tokens; ++t) {
-      hidden += rank[t] == std::numeric_limits<Rank>::max() ? 1 : 0;
-      own.order[std::min<std::size_t>(rank[t], tokens)] = {weight[t], static_cast<TokenIndex>(t)};
+      std::size_t place = rank[t];
+      hidden += place > tokens ? 1 : 0;
+      place = place > tokens ? tokens : place;
+      asm volatile("" : "+r"(place));  // keeps the compiler from scatter instructions, which are slower here
+      order[place] = {weight[t], static_cast<TokenIndex>(t)};
     }
     own.seen = tokens - hidden;
   }
@@ -221,9 +231,9 @@ void own_order_path(const CurveInput& in, MatrixView<const Rank> ranks, std::siz
   own.inverse.resize(in.counts.size());
   for (std::size_t first = row_begin; first < row_end; first += kRowPad) {
     const std::size_t rows = std::min(kRowPad, row_end - first);
-    strip.load(in, ranks, first, rows);
+    strip.load(in, ranks, first);
     for (std::size_t r = 0; r < rows; ++r) {
-      strip.order(r, own);
+      strip.order(r, in.weights.rows, own);
       own.row = first + r;
       own.counts.assign(in.counts.begin(), in.counts.end());
       for (std::uint32_t& count : own.counts) count = std::min(count, static_cast<std::uint32_t>(own.seen));
@@ -256,8 +266,8 @@ template <typename Rank>
 void own_order_curve(const CurveInput& in, MatrixView<const Rank> ranks, std::size_t row_begin,
                      std::size_t row_end, const CurveOutput& out) {
   check_curve(in, row_begin, row_end, out);
-  KVSIM_CHECK(ranks.rows == in.weights.rows && row_end <= ranks.stride, "ranks are {} x {} for {} tokens",
-              ranks.rows, ranks.stride, in.weights.rows);
+  KVSIM_CHECK(ranks.rows == in.weights.rows && row_end <= ranks.stride && ranks.stride % kRowPad == 0,
+              "ranks are {} x {} for {} tokens", ranks.rows, ranks.stride, in.weights.rows);
   if constexpr (sizeof(Rank) == 2) {
     HWY_DYNAMIC_DISPATCH(own_order_16)(in, ranks, row_begin, row_end, out);
   } else {

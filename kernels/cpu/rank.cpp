@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/curve_checks.h"
 #include "kernels/cpu/radix_sort.h"
+#include "kernels/cpu/strip_stride.h"
 #include "kernels/error.h"
 #include "kernels/replay.h"
 
@@ -31,25 +32,29 @@ Visible visible(TokenIndex position, std::uint32_t window, std::size_t tokens) {
 /// A strip of rows, transposed.
 template <typename Rank>
 struct Strip {
-  explicit Strip(std::size_t tokens) : keys(kStrip, tokens), ranks(kStrip, tokens) {}
+  explicit Strip(std::size_t tokens)
+      : keys(kStrip, strip_stride<std::uint32_t>(tokens)), ranks(kStrip, strip_stride<Rank>(tokens)) {}
   Matrix<std::uint32_t> keys;  // [row][token], ascending = largest weight first
   Matrix<Rank> ranks;          // [row][token]
   double total[kStrip] = {};   // weight of all tokens; those that a row does not see weigh 0
   SortBuffers sort;
 };
 
+/// Reads kStrip rows from `row` on; padding rows come along.
 template <typename Rank>
-void load_strip(MatrixView<const float> weights, std::size_t row, std::size_t rows, Strip<Rank>& strip) {
-  std::fill_n(strip.total, kStrip, 0.0);
+void load_strip(MatrixView<const float> weights, std::size_t row, Strip<Rank>& strip) {
+  double total[kStrip] = {};
   std::uint32_t* keys = strip.keys.data();
   const std::size_t stride = strip.keys.stride();
   for (std::size_t t = 0; t < weights.rows; ++t) {
     const float* w = weights.row(t) + row;
-    for (std::size_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < kStrip; ++r) {
       keys[r * stride + t] = kLargestKey - std::bit_cast<std::uint32_t>(w[r] + 0.0f);
-      strip.total[r] += static_cast<double>(w[r]);
     }
+    for (std::size_t r = 0; r < kStrip; ++r) total[r] += static_cast<double>(w[r]);
   }
+  std::copy_n(total, kStrip, strip.total);
 }
 
 double weight_of(SortEntry entry) {
@@ -111,9 +116,16 @@ void store_ranks(const Strip<Rank>& strip, std::size_t prompt, std::size_t row, 
                  MatrixView<Rank> ranks) {
   const Rank* from = strip.ranks.data();
   const std::size_t stride = strip.ranks.stride();
+  if (rows < kStrip) {
+    for (std::size_t t = 0; t < prompt; ++t) {
+      for (std::size_t r = 0; r < rows; ++r) ranks.row(t)[row + r] = from[r * stride + t];
+    }
+    return;
+  }
   for (std::size_t t = 0; t < prompt; ++t) {
     Rank* to = ranks.row(t) + row;
-    for (std::size_t r = 0; r < rows; ++r) to[r] = from[r * stride + t];
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < kStrip; ++r) to[r] = from[r * stride + t];
   }
 }
 
@@ -132,7 +144,7 @@ void rank_rows(MatrixView<const float> weights, std::size_t prompt, std::span<co
   Strip<Rank> strip(weights.rows);
   for (std::size_t row = row_begin; row < row_end; row += kStrip) {
     const std::size_t rows = std::min(kStrip, row_end - row);
-    load_strip(weights, row, rows, strip);
+    load_strip(weights, row, strip);
     for (std::size_t r = 0; r < rows; ++r) {
       rank_row(strip, r, visible(position[row + r], window, weights.rows), prompt, row + r, out);
     }
