@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from reference import Trace, model_run, rotate
+from record_reference import Trace, model_run, rotate
 
 KINDS = ["llama", "llama_yarn", "multi_query", "qwen3", "gemma3", "gemma2", "glm", "neox", "smollm3", "bigcode"]
 ROTATING = [kind for kind in KINDS if kind != "bigcode"]

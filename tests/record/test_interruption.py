@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TEXT
+from tiny_models import TEXT
 
 from kvsim_record import recorder, selfcheck, trace
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference import Trace
+from record_reference import Trace
 from transformers import AutoModelForCausalLM
 
 OPTIONS = ("--lookahead", "5", "--lookahead-policy", "snapkv(window=8,kernel=5)", "--lookahead-budget", "24,400")

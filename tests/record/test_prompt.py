@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import TEXT
-from reference import Trace
+from tiny_models import TEXT
+from record_reference import Trace
 
 CONTEXT, QUESTION = TEXT.rsplit("\n\n", 1)
 

@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT
-from reference import Trace, model_run
+from tiny_models import TEXT
+from record_reference import Trace, model_run
 
 from kvsim_record.digest import file_digest
 

@@ -7,7 +7,7 @@ import h5py
 import pytest
 import torch
 import transformers as t
-from conftest import byte_tokenizer
+from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 _SMALL = dict(vocab_size=264, hidden_size=48, num_hidden_layers=2, num_attention_heads=4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from reference import Trace
+from record_reference import Trace
 
 from kvsim_record import cli, models
 from kvsim_record.digest import file_digest

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from .errors import RecordError, Stopped
 
+_SHOWN = 400  # characters of the answer that are printed
+
 
 def main(argv: list[str] | None = None) -> int:
     from . import options  # light: --help and wrong options answer at once, before torch is loaded
@@ -104,7 +106,8 @@ def _announce(progress, loaded, plan, size: int, open_end: bool) -> None:
 def _conclude(progress, path: Path, report, args) -> None:
     if report.ended and args.decode and report.decoded < args.decode:
         progress.say(f"the text ended after {report.decoded} of {args.decode} tokens (--ignore-eos goes on)")
-    progress.say(f"answer: {report.answer.strip()!r}")
+    answer = report.answer.strip()
+    progress.say(f"answer: {answer if len(answer) <= _SHOWN else answer[:_SHOWN] + '...'!r}")
     progress.say(f"self-check: largest error {report.check.max_error:.2e}, mean {report.check.mean_error:.2e}, "
                  f"bound {report.check.bound:.0e}, over {report.check.count} outputs")
     progress.say(f"wrote {path} ({report.bytes / 2**20:.2f} MiB, digest {report.digest})")
