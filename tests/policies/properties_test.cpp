@@ -349,6 +349,18 @@ TEST(JointCounts, AgreesWithSortingTheWholeLayer) {
   }
 }
 
+TEST(Ada, GuaranteesTheShareOfTheBudgetRoundedDown) {
+  // By hand: four tokens per head, alpha 0.3 makes trunc(1.2) = 1 certain, and the first head wins all the
+  // rest.
+  LayerScores scores{Unit::kv, {{{9, 9, 9, 9, 9, 9, 9, 9}, {}}, {{1, 1, 1, 1, 1, 1, 1, 1}, {}}}};
+  LayerGeometry geometry;
+  geometry.prompt = 8;
+  const auto policy = policy_of("ada(alpha=0.3)");
+  std::vector<std::uint32_t> kept(2);
+  policy->allocate(geometry, rank_layer(*policy, geometry, scores), 4, kept);
+  EXPECT_EQ(kept, (std::vector<std::uint32_t>{7, 1}));
+}
+
 TEST(RoundToTotal, KeepsTheTotalAndTheCeiling) {
   EXPECT_EQ(round_to_total({1.5, 1.5, 1.0}, 4, 10), (std::vector<std::uint32_t>{2, 1, 1}));
   EXPECT_EQ(round_to_total({8.0, 1.0, 1.0}, 10, 6),
@@ -396,6 +408,13 @@ TEST(Random, IsKeyedBySeedTraceLayerAndHeadAlone) {
   layer.geometry.layer = 1;
   layer.geometry.trace_digest = 77;
   EXPECT_NE(first[0].score, scores("random")[0].score);
+}
+
+TEST(LagKv, RanksTheEarlierOfEqualTokensHigher) {
+  DenseLayer layer = random_layer(12, 1, 1, 4);
+  for (auto* tensor : {&layer.k, &layer.v}) (*tensor)[0][1] = (*tensor)[0][0];
+  const LayerScores scores = score_layer(*policy_of("lagkv(sinks=0,lag=4)"), layer);
+  EXPECT_GT(scores.units[0].score[0], scores.units[0].score[1]);
 }
 
 TEST(LagKv, KeepsTheNewestOfAShortPromptAndSurvivesConstantChannels) {
