@@ -58,15 +58,15 @@ inline constexpr std::array<double, 3> kMassFractions{0.5, 0.9, 0.99};
 /// Ranks of one tile. Rank = uint16_t (up to 65534 prompt tokens) or uint32_t.
 template <typename Rank>
 struct RankOutput {
-  MatrixView<Rank> ranks;  // [prompt tokens, row stride]: place of the token among the row's visible prompt tokens by
+  MatrixView<Rank> ranks;  // [prompt tokens, row stride], the stride a multiple of kRowPad: place of the token among the row's visible prompt tokens by
                            // weight (0 = largest, ties to the earlier position); the largest Rank where it is not visible
   // Per fraction of kMassFractions, [row stride] each:
   std::array<std::span<std::uint32_t>, kMassFractions.size()> needed_total;   // |N(c)| over all visible tokens
   std::array<std::span<std::uint32_t>, kMassFractions.size()> needed_prompt;  // how many of them are prompt tokens:
                                                                               // exactly those of rank < this number
 };
-/// Orders every row of the tile. `weights` covers prompt and decode tokens [tokens, row stride]; visibility follows
-/// from position and window.
+/// Orders every row of the tile. `weights` covers prompt and decode tokens [tokens, row stride], none of them negative;
+/// visibility follows from position and window, and what a row does not see must weigh 0, as attention_weights leaves it.
 template <typename Rank>
 void rank_rows(MatrixView<const float> weights, std::size_t prompt, std::span<const TokenIndex> position,
                std::uint32_t window, std::size_t row_begin, std::size_t row_end, const RankOutput<Rank>& out);
@@ -85,14 +85,16 @@ struct CurveInput {
 struct CurveOutput {
   MatrixView<float> error;   // [counts, tile rows]: |o' - o| / |o|, o' renormalised over what is held; o = 0: |o'|
   MatrixView<float> recall;  // [counts, tile rows]: weight held, tail included
-  float* delta = nullptr;    // optional [counts][value_dim][row stride]: o' - o at absolute rows (for projected errors)
+  float* delta = nullptr;    // optional [counts][value_dim][row stride of `exact`]: o' - o at absolute rows (for projected
+                             // errors); without meaning where the error is NaN
   std::size_t delta_stride = 0;  // elements between counts
 };
 /// The whole budget curve of one ranking for a tile of rows in one pass: numerators and denominators accumulate in rank
 /// order and are compared with the exact output at every snapshot (the inclusion property of stack algorithms, Mattson
 /// et al., 1970). Bits do not depend on which other counts are asked for. A row whose recall at a snapshot is below
 /// kRecallFloor has error NaN there: the caller recomputes it with subset_output.
-/// Cost 2 * rows * counts.back() * value_dim flops plus counts * rows * value_dim * 4.
+/// Cost 2 * rows * counts.back() * value_dim flops plus counts * rows * value_dim * 4. Calls with 192 rows (four register
+/// tiles share one packing of the values) or a multiple are fastest, and weights in memory with huge pages.
 void curve_pass(const CurveInput& in, std::size_t row_begin, std::size_t row_end, const CurveOutput& out);
 
 /// Below this kept mass the shared softmax has too few bits left; the cell is recomputed with its own maximum.
@@ -108,7 +110,8 @@ void own_order_curve(const CurveInput& in, MatrixView<const Rank> ranks, std::si
                      const CurveOutput& out);
 
 /// overlap[s][row] = how many of order[0 .. counts[s]) have rank < limit(s, row), tile rows counted from row_begin.
-/// `limits` has one row (the same limit at every snapshot) or counts.size() rows; [.., row stride].
+/// `limits` has one row (the same limit at every snapshot) or counts.size() rows; [.., row stride]. One limit costs one
+/// compare per element, however many counts; a limit per snapshot at most a small multiple of that where limits rise.
 template <typename Rank>
 void overlap_counts(MatrixView<const Rank> ranks, std::span<const TokenIndex> order,
                     std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,

@@ -82,6 +82,9 @@ struct Block {
 void tile_block(const PassInput& in, const Block& block, TilePass& pass, const float* values, float* packed,
                 const RowTile& next_tile, std::size_t next_begin, std::size_t next_count, bool next_values) {
   const std::size_t padded = pass.tile.padded;
+  // Rankings put heavy tokens first, and beside them small weights are lost: the first block is summed in
+  // short runs.
+  const std::size_t run = block.begin == 0 ? kExactRun : in.run;
   Snapshots at;
   at.stops = block.stops.data();
   at.count = block.stops.size();
@@ -93,7 +96,7 @@ void tile_block(const PassInput& in, const Block& block, TilePass& pass, const f
   }
   for_strips(padded, [&](auto vecs, std::size_t offset) HWY_ATTR {
     pack_weights<decltype(vecs)::value>(
-        in.weights, in.tokens, block.begin, block.count, in.run, pass.tile.first + offset, offset,
+        in.weights, in.tokens, block.begin, block.count, run, pass.tile.first + offset, offset,
         {pass.weight_total.data(), pass.weight_lost.data()}, at, packed + kTokenBlock * offset);
   });
   const std::size_t groups = pass.total.rows() / kGroup;
@@ -113,7 +116,7 @@ void tile_block(const PassInput& in, const Block& block, TilePass& pass, const f
       const float* exact = pass.exact.empty() ? nullptr : pass.exact.data() + place;
       const auto pass_of = at.delta == nullptr ? &group_pass<decltype(vecs)::value, false>
                                                : &group_pass<decltype(vecs)::value, true>;
-      pass_of(packed + kTokenBlock * offset, values + g * kTokenBlock * kGroup, block.count, in.run, offset,
+      pass_of(packed + kTokenBlock * offset, values + g * kTokenBlock * kGroup, block.count, run, offset,
               master, exact, at);
     });
   }

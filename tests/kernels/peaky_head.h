@@ -1,6 +1,7 @@
 // One KV head with peaky attention: sinks, drifting heavy hitters and needles, logits up to about +-100.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
