@@ -70,6 +70,32 @@ Selection select(const Dataset& dataset, std::span<const std::uint64_t> offset,
   return result;
 }
 
+/// Cuts an array into rectangles of about `piece_bytes` whose elements follow each other in row-major order.
+template <typename Visit>
+void for_each_piece(const Shape& shape, std::uint64_t item, std::size_t piece_bytes, const Visit& visit) {
+  const std::uint64_t total = element_count(shape) * item;
+  if (total == 0) return;
+  if (shape.empty()) return visit(shape, shape, total);
+  // A piece is a run of indices along `axis` with everything behind it; indices before it are counted
+  // through.
+  std::size_t axis = 0;
+  std::uint64_t row = total / shape[0];
+  while (row > piece_bytes && axis + 1 < shape.size()) row /= shape[++axis];
+  const std::uint64_t step = std::max<std::uint64_t>(1, piece_bytes / row);
+  Shape offset(shape.size(), 0), count = shape;
+  std::fill_n(count.begin(), axis, 1);
+  for (;;) {
+    count[axis] = std::min(step, shape[axis] - offset[axis]);
+    visit(offset, count, count[axis] * row);
+    offset[axis] += count[axis];
+    for (std::size_t i = axis; offset[i] == shape[i]; --i) {
+      if (i == 0) return;
+      offset[i] = 0;
+      ++offset[i - 1];
+    }
+  }
+}
+
 }  // namespace
 
 std::uint64_t element_count(const Shape& shape) {
@@ -178,33 +204,23 @@ void Dataset::write_raw(std::span<const std::uint64_t> offset, std::span<const s
 void Dataset::stream_raw(std::size_t piece_bytes,
                          const std::function<void(std::span<const std::byte>)>& take) const {
   check_backed();
-  if (bytes() == 0) return;
-  // A piece is a run of indices along `axis` with everything behind it; indices before it are counted
-  // through.
-  std::size_t axis = 0;
-  std::uint64_t row = bytes();
-  for (; axis < shape_.size(); ++axis) {
-    row /= shape_[axis];
-    if (row <= piece_bytes) break;
-  }
-  if (shape_.empty()) row = bytes();
-  const std::uint64_t step = shape_.empty() ? 1 : std::max<std::uint64_t>(1, piece_bytes / row);
-  Shape offset(shape_.size(), 0), count = shape_;
-  std::fill(count.begin(), count.begin() + static_cast<std::ptrdiff_t>(std::min(axis, shape_.size())), 1);
   std::vector<std::byte> buffer;
-  for (;;) {
-    if (!shape_.empty()) count[axis] = std::min(step, shape_[axis] - offset[axis]);
-    buffer.resize((shape_.empty() ? 1 : count[axis]) * row);
-    read_raw(offset, count, buffer);
-    take(buffer);
-    if (shape_.empty()) return;
-    offset[axis] += count[axis];
-    for (std::size_t i = axis; offset[i] == shape_[i]; --i) {
-      if (i == 0) return;
-      offset[i] = 0;
-      ++offset[i - 1];
-    }
-  }
+  for_each_piece(shape_, size_of(element_), piece_bytes,
+                 [&](const Shape& offset, const Shape& count, std::uint64_t bytes) {
+                   buffer.resize(bytes);
+                   read_raw(offset, count, buffer);
+                   take(buffer);
+                 });
+}
+
+void Dataset::fill_raw(std::size_t piece_bytes, const std::function<void(std::span<std::byte>)>& give) {
+  std::vector<std::byte> buffer;
+  for_each_piece(shape_, size_of(element_), piece_bytes,
+                 [&](const Shape& offset, const Shape& count, std::uint64_t bytes) {
+                   buffer.resize(bytes);
+                   give(buffer);
+                   write_raw(offset, count, buffer);
+                 });
 }
 
 template <typename T>

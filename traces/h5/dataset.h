@@ -48,6 +48,9 @@ class Dataset : public Object {
   /// Hands all elements to `take` in row-major order, unconverted, in pieces of about `piece_bytes`.
   void stream_raw(std::size_t piece_bytes, const std::function<void(std::span<const std::byte>)>& take) const;
 
+  /// Writes all elements in row-major order from pieces of about `piece_bytes` that `give` fills.
+  void fill_raw(std::size_t piece_bytes, const std::function<void(std::span<std::byte>)>& give);
+
   /// All elements, converted by HDF5 to T (slow for 16-bit types; for small datasets). An integer T wants an
   /// integer dataset, a floating T any numeric one.
   template <typename T>
