@@ -132,8 +132,10 @@ std::vector<std::uint32_t> budgets(std::size_t count, std::size_t prompt) {
   return counts;
 }
 
-/// The tile-major layout that replay uses: one weight matrix per kRowTile rows, so that a tile stays in the
-/// cache.
+/// Rows of one call: four register tiles.
+constexpr std::size_t kPart = 4 * kvsim::kRowTile;
+
+/// The layout that replay uses: matrices of their own for every kPart rows.
 struct TiledHead {
   std::vector<Matrix<float>> weights;
   std::vector<Matrix<std::uint16_t>> ranks;
@@ -204,14 +206,14 @@ int main(int argc, char** argv) {
 
   // Tiles of their own from here on.
   TiledHead tiled;
-  for (std::size_t row = 0; row < rows; row += kvsim::kRowTile) {
-    const std::size_t count = std::min(kvsim::kRowTile, rows - row);
+  for (std::size_t row = 0; row < rows; row += kPart) {
+    const std::size_t count = std::min(kPart, rows - row);
     Matrix<float> tile(tokens, count, kvsim::kRowPad);
     for (std::size_t j = 0; j < tokens; ++j) std::copy_n(weights.row(j) + row, count, tile.row(j));
     tiled.weights.push_back(std::move(tile));
     tiled.ranks.emplace_back(prompt, count, kvsim::kRowPad);
   }
-  const auto tile_rows = [&](std::size_t t) { return std::min(kvsim::kRowTile, rows - t * kvsim::kRowTile); };
+  const auto tile_rows = [&](std::size_t t) { return std::min(kPart, rows - t * kPart); };
   std::vector<std::uint32_t> needed(6 * exact.stride());
   report.items(
       "rank_rows",
@@ -225,15 +227,15 @@ int main(int argc, char** argv) {
                     out.needed_prompt[f] = {needed.data() + (2 * f + 1) * exact.stride(), exact.stride()};
                   }
                   rank_rows<std::uint16_t>(tiled.weights[t].view(), prompt,
-                                           std::span(head.position).subspan(t * kvsim::kRowTile), 0, 0,
-                                           tile_rows(t), out);
+                                           std::span(head.position).subspan(t * kPart), 0, 0, tile_rows(t),
+                                           out);
                 }
               }),
       all_pairs, all_pairs * 6.0);
 
   const std::vector<TokenIndex> order = kvsim::shuffled(prompt, 1);
   const auto view_of = [&](Matrix<float>& matrix, std::size_t t) {
-    return kvsim::MatrixView<const float>{matrix.data() + t * kvsim::kRowTile, matrix.rows(), tile_rows(t),
+    return kvsim::MatrixView<const float>{matrix.data() + t * kPart, matrix.rows(), tile_rows(t),
                                           matrix.stride()};
   };
   double one = 0.0;
@@ -247,10 +249,10 @@ int main(int argc, char** argv) {
                                    order,
                                    counts,
                                    view_of(tail, t),
-                                   std::span(tail_weight).subspan(t * kvsim::kRowTile),
+                                   std::span(tail_weight).subspan(t * kPart),
                                    view_of(exact, t)};
         const auto part = [&](Matrix<float>& m) {
-          return kvsim::MatrixView<float>{m.data() + t * kvsim::kRowTile, m.rows(), tile_rows(t), m.stride()};
+          return kvsim::MatrixView<float>{m.data() + t * kPart, m.rows(), tile_rows(t), m.stride()};
         };
         curve_pass(in, 0, tile_rows(t), {part(error), part(recall)});
       }
@@ -273,16 +275,16 @@ int main(int argc, char** argv) {
                     for (std::size_t t = 0; t < tiled.weights.size(); ++t) {
                       overlap_counts<std::uint16_t>(
                           tiled.ranks[t].view(), order, counts,
-                          {limits.data() + t * kvsim::kRowTile, limits.rows(), tile_rows(t), limits.stride()},
-                          0, tile_rows(t),
-                          {overlap.data() + t * kvsim::kRowTile, snapshots, tile_rows(t), overlap.stride()});
+                          {limits.data() + t * kPart, limits.rows(), tile_rows(t), limits.stride()}, 0,
+                          tile_rows(t),
+                          {overlap.data() + t * kPart, snapshots, tile_rows(t), overlap.stride()});
                     }
                   }),
           pair, pair * 2.0);
     }
   }
   const std::vector<std::uint32_t> counts = budgets(16, prompt);
-  Matrix<float> error(16, kvsim::kRowTile), recall(16, kvsim::kRowTile);
+  Matrix<float> error(16, kPart), recall(16, kPart);
   report.flops("own_order_curve, 16 budgets",
                time_of(std::min(repeats, 3),
                        [&] {
@@ -292,7 +294,7 @@ int main(int argc, char** argv) {
                                                       {},
                                                       counts,
                                                       view_of(tail, t),
-                                                      std::span(tail_weight).subspan(t * kvsim::kRowTile),
+                                                      std::span(tail_weight).subspan(t * kPart),
                                                       view_of(exact, t)};
                            own_order_curve<std::uint16_t>(in, tiled.ranks[t].view(), 0, tile_rows(t),
                                                           {error.view(), recall.view()});
