@@ -72,11 +72,11 @@ struct GuardCounters {
   std::vector<GuardPhase> detail;                   // only when asked for
 };
 
-/// Attention mass of every page at every step, for predictors that read scores: mass(step, page); rows of a lookahead's
-/// pseudo queries stand apart. Pages that do not exist yet have mass 0.
+/// Attention mass of every page at every query, for predictors that read scores. Pages that do not exist yet have mass 0.
 struct AttentionScores {
-  MatrixView<const float> mass;                     // [steps, pages]
+  MatrixView<const float> mass;                     // [prompt queries, then steps; pages]
   MatrixView<const float> lookahead;                // [pseudo steps, pages] or empty
+  std::size_t first_step = 0;                       // row of the first step
 };
 
 /// Everything a cache is told at its start.

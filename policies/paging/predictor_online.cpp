@@ -186,7 +186,9 @@ class AttentionRun final : public Prediction {
   double predict(const PageRequest& request) override { return score(request.page, request.time); }
   double score(Page page, std::uint64_t time) const override {
     if (!fixed_.empty()) return fixed_[page];
-    return static_cast<double>(average_(static_cast<std::size_t>(time), page));
+    // At a step only the attention of earlier queries is known.
+    const std::size_t row = scores_.first_step + static_cast<std::size_t>(time);
+    return row == 0 ? 0.0 : static_cast<double>(average_(row - 1, page));
   }
 
  private:

@@ -25,6 +25,7 @@ int plan_command(const Arguments& arguments);
 int list_command(const Arguments& arguments);
 int help_command(const Arguments& arguments);
 int trace_command(const Arguments& arguments);
+int pages_command(const Arguments& arguments);
 int merge_command(const Arguments& arguments);
 int report_command(const Arguments& arguments);
 int selftest_command(const Arguments& arguments);

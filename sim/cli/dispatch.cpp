@@ -20,6 +20,7 @@ constexpr Subcommand kSubcommands[] = {
     {"run", run_command, "replay policies over budgets on recorded traces"},
     {"plan", plan_command, "what a run would do: variants, cells, bytes, memory, time; starts nothing"},
     {"report", report_command, "tables, knees and differences of finished runs"},
+    {"pages", pages_command, "serve block requests by page policies: request traces, attention recordings"},
     {"merge", merge_command, "join the folders of a sharded run"},
     {"trace", trace_command, "info, check, synth, cut, merge, convert"},
     {"list", list_command, "policies or metrics"},

@@ -18,6 +18,29 @@ double PageCounts::ratio(std::uint64_t a, std::uint64_t b) {
   return b == 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(a) / static_cast<double>(b);
 }
 
+void PageCounts::add(const PageCounts& other) {
+  tally.requests += other.tally.requests;
+  tally.misses += other.tally.misses;
+  tally.bytes += other.tally.bytes;
+  tally.miss_bytes += other.tally.miss_bytes;
+  tally.admitted += other.tally.admitted;
+  tally.admitted_bytes += other.tally.admitted_bytes;
+  tally.evicted += other.tally.evicted;
+  tally.oversized += other.tally.oversized;
+  tally.streamed += other.tally.streamed;
+  first_touches += other.first_touches;
+  lookup_hits += other.lookup_hits;
+  prefix_hits += other.prefix_hits;
+  groups += other.groups;
+  overfull += other.overfull;
+  has_guard |= other.has_guard;
+  guard.phases += other.guard.phases;
+  guard.errors += other.guard.errors;
+  guard.guards += other.guard.guards;
+  guard.random_evictions += other.guard.random_evictions;
+  guard.base_evictions += other.guard.base_evictions;
+}
+
 CacheSetup setup_for(const PageStream& stream, std::uint64_t capacity, const ServeOptions& options) {
   CacheSetup setup;
   setup.capacity = capacity;
@@ -126,7 +149,7 @@ PageCounts PageServer::finish() {
 PageCounts simulate_pages(const PageStream& stream, const PagePolicy& policy, std::uint64_t capacity,
                           const ServeOptions& options) {
   CacheSetup setup = setup_for(stream, capacity, options);
-  const AttentionScores scores{stream.mass.view(), stream.lookahead.view()};
+  const AttentionScores scores{stream.mass.view(), stream.lookahead.view(), stream.first_step};
   if (!stream.mass.empty()) setup.attention = &scores;
   PageServer server(policy, setup, stream.grouping, options.warmup);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,8 @@ struct PageCounts {
   bool has_guard = false;
   GuardCounters guard;
 
+  /// Sums everything; Guard's counters too.
+  void add(const PageCounts& other);
   double miss_ratio() const { return ratio(tally.misses, tally.requests); }
   double byte_miss_ratio() const { return ratio(tally.miss_bytes, tally.bytes); }
   /// Misses that fetch: all but the first touches of pages.

@@ -27,7 +27,8 @@ struct PageStream {
   std::vector<std::uint32_t> starts;      // group g is [starts[g], starts[g + 1] or the end); empty without groups
   Page unique = 0;
   std::vector<std::uint32_t> next;        // index of the page's next request, or pages.size(); made by find_next
-  Matrix<float> mass, lookahead;          // attention per step and page, where it comes from a recording
+  Matrix<float> mass, lookahead;          // attention per query and page, where it comes from a recording
+  std::size_t first_step = 0;             // row of `mass` of the first step; prompt queries stand before it
   double bytes_per_page = 0;              // of a fetch, where known
 
   std::size_t requests() const { return pages.size(); }

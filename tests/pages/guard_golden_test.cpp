@@ -42,11 +42,11 @@ TEST_F(GoldenG1, DeterministicPolicies) {
 }
 
 TEST_F(GoldenG1, EveryRandomBranchIsOptimal) {
-  for (const std::string spec : {guard(kBlind), "predictive_marker(" + kFile + ")", "lmarker(" + kFile + ")",
+  for (const std::string& spec : {guard(kBlind), "predictive_marker(" + kFile + ")", "lmarker(" + kFile + ")",
                                  std::string("follower_robust"), std::string("trust_doubt")}) {
     expect_distribution(distribution(spec, exact, 3), {{7, 1.0}});
   }
-  for (const std::string spec : {kFollow, guard(kFollow), std::string("mark0(predictor=file_label(path=\"p\"))")}) {
+  for (const std::string& spec : {kFollow, guard(kFollow), std::string("mark0(predictor=file_label(path=\"p\"))")}) {
     expect_distribution(distribution(spec, labels, 3), {{7, 1.0}});
   }
 }

@@ -41,7 +41,9 @@ TEST(Mooncake, PrefixHitRatesOfTheConversationTrace) {
       if (row.policy == std::string("fifo")) {
         EXPECT_NEAR(static_cast<double>(counts.lookup_hits) / 288500.0, fifo_any[i], 0.5001e-4);
       }
-      if (row.policy == std::string("lru")) EXPECT_EQ(counts.tally.evicted, lru_evictions[i]);
+      if (row.policy == std::string("lru")) {
+        EXPECT_EQ(counts.tally.evicted, lru_evictions[i]);
+      }
     }
   }
 }

@@ -187,16 +187,17 @@ TEST(PagePolicies, ByByteNothingExceedsTheCapacityAndLargeObjectsAreRefused) {
     if (traits->name == "follow_scores" || !policy->refusal(setup).empty()) continue;
     const std::unique_ptr<PageCache> cache = policy->start(setup);
     PageTally tally;
+    const Page universe = s.universe();
     for (std::size_t t = 0; t < s.pages.size(); ++t) {
       RequestBlock block;
       block.first_time = t;
       block.pages = std::span(s.pages).subspan(t, 1);
       block.sizes = std::span(sizes).subspan(t, 1);
       block.next_use = std::span(next_use).subspan(t, 1);
-      block.page_limit = s.universe();
+      block.page_limit = universe;
       cache->serve(block, tally);
       std::uint64_t held = 0;
-      for (Page p = 0; p < s.universe(); ++p) held += cache->contains(p) ? 1 + p * 7 % 40 : 0;
+      for (Page p = 0; p < universe; ++p) held += cache->contains(p) ? 1 + p * 7 % 40 : 0;
       ASSERT_LE(held, 32u) << traits->name << " at " << t;
     }
     EXPECT_EQ(tally.oversized, large) << traits->name;
