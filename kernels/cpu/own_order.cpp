@@ -196,6 +196,11 @@ struct OwnStrip {
     for (std::size_t t = 0; t < in.weights.rows; ++t) {
       const float* w = in.weights.row(t) + first;
       const Rank* k = from.row(t) + first;
+      constexpr std::size_t kFetchAhead = 24;  // tokens: each stands in another line
+      if (t + kFetchAhead < in.weights.rows) {
+        __builtin_prefetch(in.weights.row(t + kFetchAhead) + first);
+        __builtin_prefetch(from.row(t + kFetchAhead) + first);
+      }
 #pragma GCC unroll 16
       for (std::size_t r = 0; r < kRowPad; ++r) weight[r * weight_stride + t] = w[r];
 #pragma GCC unroll 16

@@ -15,6 +15,7 @@ namespace {
 
 /// Rows that are read out of the token-major matrix together: one cache line of weights.
 constexpr std::size_t kStrip = kRowPad;
+constexpr std::size_t kFetchAhead = 24;  // tokens: each stands in another line, often in another page
 constexpr std::uint32_t kLargestKey = 0x7fffffffu;  // weights are not negative, so 31 bits order them
 
 /// Tokens that a row sees: first .. last - 1.
@@ -48,6 +49,7 @@ void load_strip(MatrixView<const float> weights, std::size_t row, Strip<Rank>& s
   const std::size_t stride = strip.keys.stride();
   for (std::size_t t = 0; t < weights.rows; ++t) {
     const float* w = weights.row(t) + row;
+    if (t + kFetchAhead < weights.rows) __builtin_prefetch(weights.row(t + kFetchAhead) + row);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kStrip; ++r) {
       keys[r * stride + t] = kLargestKey - std::bit_cast<std::uint32_t>(w[r] + 0.0f);
@@ -124,6 +126,7 @@ void store_ranks(const Strip<Rank>& strip, std::size_t prompt, std::size_t row, 
   }
   for (std::size_t t = 0; t < prompt; ++t) {
     Rank* to = ranks.row(t) + row;
+    if (t + kFetchAhead < prompt) __builtin_prefetch(ranks.row(t + kFetchAhead) + row, 1);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kStrip; ++r) to[r] = from[r * stride + t];
   }
