@@ -89,9 +89,10 @@ void sort_groups(std::vector<Group>& groups, const SortKey& sort) {
   });
 }
 
-std::string remark(const Group& group) {
+/// References are there to be compared with, so it goes without saying that the full cache evicts nothing.
+std::string remark(const Group& group, bool reference) {
   std::string text;
-  if (group.cells > 0 && group.unevicted == group.cells) text = "nothing evicted";
+  if (!reference && group.cells > 0 && group.unevicted == group.cells) text = "nothing evicted";
   if (group.clamped > 0) text += text.empty() ? "clamped" : ", clamped";
   return text;
 }
@@ -118,8 +119,9 @@ std::string ranking_of(const std::string& budget, std::vector<Group> groups,
     table.header.push_back(measure.label);
     table.numeric.push_back(true);
   }
-  const bool remarks =
-      std::any_of(groups.begin(), groups.end(), [](const Group& g) { return !remark(g).empty(); });
+  const bool remarks = std::any_of(groups.begin(), groups.end(), [&](const Group& g) {
+    return !remark(g, query.is_reference(keys, g)).empty();
+  });
   if (remarks) {
     table.header.emplace_back("remark");
     table.numeric.push_back(false);
@@ -130,7 +132,7 @@ std::string ranking_of(const std::string& budget, std::vector<Group> groups,
     std::vector<std::string> row{reference ? "*" : fmt::format("{}", ++place)};
     row.insert(row.end(), group.key.begin(), group.key.begin() + static_cast<std::ptrdiff_t>(keys.size()));
     for (const Estimate& value : group.values) row.push_back(estimate_text(value));
-    if (remarks) row.push_back(remark(group));
+    if (remarks) row.push_back(remark(group, reference));
     table.rows.push_back(std::move(row));
   }
   const std::string heading = budget.find('%') != std::string::npos || budget == "curve"

@@ -2,11 +2,14 @@
 #include "analysis/result_store.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <sstream>
 
 #include "analysis/csv.h"
@@ -237,6 +240,24 @@ TEST(MergeResults, WritesKeptSetsAndStepDetails) {
   EXPECT_EQ(detail.shape(), (h5::Shape{54, 3}));
   EXPECT_EQ(detail.read<float>()[3 * 2 + 1], 0.5f);
   EXPECT_EQ(results.group("detail/cell").read_column<std::int64_t>("budget_tokens")[2], 2048);
+}
+
+TEST(MergeResults, OnAFullDiskThrowsAndLeavesNothingBehind) {
+  const TemporaryFolder folder;
+  test::write_sample_run(folder.path(), sample_record());
+  // The limit on file sizes makes writes fail as a full disk does, with EFBIG for ENOSPC.
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t bytes : {rlim_t{4096}, rlim_t{1} << 15}) {
+    const rlimit small{bytes, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+    EXPECT_THROW(merge_results({folder.path()}, folder.path()), UserError);
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  }
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1) << "only parts";
+  EXPECT_EQ(merge_results({folder.path()}, folder.path()).rows, 54u);
 }
 
 TEST(AppendNumber, IsTheShortestTextThatReadsBack) {
