@@ -2,6 +2,7 @@
 #include "sim/evaluate.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -113,21 +114,60 @@ void run_kernels(const HeadView& head, MatrixView<const Rank> ranks, const UnitS
 constexpr std::array<std::pair<StepMetric, std::size_t>, 3> kMissMetrics{
     {{StepMetric::miss_rate, 1}, {StepMetric::miss_rate_50, 0}, {StepMetric::miss_rate_99, 2}}};
 
-/// `place`: where the budget stands among the ascending counts; `at`: the row inside `values`.
-void add_row(const HeadView& head, const RowValues& values, std::size_t place, std::size_t at, std::size_t row,
-             std::size_t step, std::size_t budget, HeadMeasure& measure) {
-  const ExactSteps& exact = head.exact;
-  measure.add(StepMetric::output_error, budget, step, values.error(place, at));
-  measure.add(StepMetric::attention_recall, budget, step, values.recall(place, at));
-  const std::uint32_t n = values.limits(place, row);
-  measure.add(StepMetric::query_consistency, budget, step,
-              n == 0 ? kUndefined : static_cast<float>(values.agree(place, at)) / static_cast<float>(n));
-  for (const auto& [metric, c] : kMissMetrics) {
-    const std::uint32_t missing = exact.needed_prompt(c)[row] - values.found[c](place, at);
-    measure.add(metric, budget, step, static_cast<float>(missing) / static_cast<float>(exact.needed_total(c)[row]));
+/// The rows of a chunk in the order in which they are summed: step block, query head, step.
+struct RowOrder {
+  std::vector<std::uint32_t> row, head, step;  // step counts from the beginning of the decode
+
+  RowOrder(const StepRange& steps, std::size_t group) {
+    for (std::size_t block = 0; block < steps.count; block += kStepBlock)
+      for (std::size_t h = 0; h < group; ++h)
+        for (std::size_t t = block; t < std::min(steps.count, block + kStepBlock); ++t) {
+          row.push_back(static_cast<std::uint32_t>(h * steps.count + t));
+          head.push_back(static_cast<std::uint32_t>(h));
+          step.push_back(static_cast<std::uint32_t>(steps.first + t));
+        }
   }
-  const TokenIndex first_decode = std::max(exact.first_visible(row), static_cast<TokenIndex>(head.layer.geometry.prompt));
-  measure.add_readable(budget, static_cast<double>(n) + static_cast<double>(exact.position()[row] + 1 - first_decode));
+};
+
+/// Rows that share a kept set, with what the kernels found for them.
+struct Range {
+  const UnitSelection* unit;
+  std::size_t begin, end;
+  RowValues values;
+};
+
+/// Adds one budget of a chunk to the measure. `range_of(head)` is the range that holds a query head's rows.
+template <typename RangeOf>
+void add_budget(const HeadView& head, const RowOrder& order, const RangeOf& range_of, std::size_t budget, HeadMeasure& measure) {
+  const ExactSteps& exact = head.exact;
+  std::vector<float> values(order.row.size());
+  const auto add = [&](StepMetric metric, const auto& value_of) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const Range& range = range_of(order.head[i]);
+      values[i] = value_of(range.values, range.unit->place[budget], order.row[i] - range.begin, order.row[i]);
+    }
+    measure.add(metric, budget, values, order.step);
+  };
+  using Values = const RowValues&;
+  add(StepMetric::output_error, [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.error(b, at); });
+  add(StepMetric::attention_recall, [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.recall(b, at); });
+  add(StepMetric::query_consistency, [](Values v, std::size_t b, std::size_t at, std::size_t row) {
+    const std::uint32_t n = v.limits(b, row);
+    return n == 0 ? kUndefined : static_cast<float>(v.agree(b, at)) / static_cast<float>(n);
+  });
+  for (const auto& [metric, c] : kMissMetrics) {
+    add(metric, [&exact, fraction = c](Values v, std::size_t b, std::size_t at, std::size_t row) {
+      const std::uint32_t missing = exact.needed_prompt(fraction)[row] - v.found[fraction](b, at);
+      return static_cast<float>(missing) / static_cast<float>(exact.needed_total(fraction)[row]);
+    });
+  }
+  for (std::size_t i = 0; i < order.row.size(); ++i) {
+    const std::size_t row = order.row[i];
+    const Range& range = range_of(order.head[i]);
+    const TokenIndex first_decode = std::max(exact.first_visible(row), static_cast<TokenIndex>(head.layer.geometry.prompt));
+    measure.add_readable(budget, static_cast<double>(range.values.limits(range.unit->place[budget], row)) +
+                                     static_cast<double>(exact.position()[row] + 1 - first_decode));
+  }
 }
 
 }  // namespace
@@ -138,9 +178,34 @@ HeadMeasure::HeadMeasure(std::size_t budgets, std::size_t group, std::size_t ste
   if (keep_steps) step_sums_.assign(budgets * kStepMetrics * steps, 0.0f);
 }
 
-void HeadMeasure::add(StepMetric metric, std::size_t budget, std::size_t step, float value) {
-  distributions_[place(metric, budget)].add(value);
-  if (!step_sums_.empty()) step_sums_[place(metric, budget) * steps_ + step] += value;
+void HeadMeasure::add(StepMetric metric, std::size_t budget, std::span<const float> values, std::span<const std::uint32_t> steps) {
+  Distribution& distribution = distributions_[place(metric, budget)];
+  // Same result as Distribution::add one by one: the bins of normal floats are counted in a dense table first, whose index
+  // is the float's exponent and first seven bits of mantissa, the very bits that make a bin.
+  constexpr unsigned kDropped = 16;
+  thread_local std::vector<std::uint32_t> dense(1u << (31 - kDropped), 0);
+  thread_local std::vector<std::uint32_t> touched;
+  touched.clear();
+  for (const float value : values) {
+    if (!(value >= std::numeric_limits<float>::min())) {  // zero, NaN and denormals
+      distribution.add(value);
+      continue;
+    }
+    const double wide = value;
+    distribution.min = distribution.count == 0 ? wide : std::min(distribution.min, wide);
+    distribution.max = distribution.count == 0 ? wide : std::max(distribution.max, wide);
+    distribution.sum += wide;
+    ++distribution.count;
+    const std::uint32_t key = std::bit_cast<std::uint32_t>(value) >> kDropped;
+    if (dense[key]++ == 0) touched.push_back(key);
+  }
+  for (const std::uint32_t key : touched) {
+    distribution.bins.emplace_back(Distribution::bin_of(std::bit_cast<float>(key << kDropped)), dense[key]);
+    dense[key] = 0;
+  }
+  if (step_sums_.empty()) return;
+  float* sums = step_sums_.data() + place(metric, budget) * steps_;
+  for (std::size_t i = 0; i < values.size(); ++i) sums[steps[i]] += values[i];
 }
 
 void HeadMeasure::add_readable(std::size_t budget, double tokens) {
@@ -174,11 +239,6 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
     delta->data.assign(budgets * delta->budget_stride, 0.0f);
   }
   // One range of rows per unit: all query heads together, or each with its own order.
-  struct Range {
-    const UnitSelection* unit;
-    std::size_t begin, end;
-    RowValues values;
-  };
   std::vector<Range> ranges;
   const std::size_t count = selection.unit == Unit::query ? g.group : 1;
   for (std::size_t i = 0; i < count; ++i) {
@@ -209,17 +269,9 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
         std::copy_n(part.data.data() + from, end - i * steps, delta->data.data() + to);
       }
   }
-  for (std::size_t b = 0; b < budgets; ++b) {
-    for (std::size_t block = 0; block < steps; block += kStepBlock) {
-      for (std::size_t h = 0; h < g.group; ++h) {
-        const Range& range = ranges[count == 1 ? 0 : h];
-        for (std::size_t t = block; t < std::min(steps, block + kStepBlock); ++t) {
-          const std::size_t row = h * steps + t;
-          add_row(head, range.values, range.unit->place[b], row - range.begin, row, exact.steps().first + t, b, measure);
-        }
-      }
-    }
-  }
+  const RowOrder order(exact.steps(), g.group);
+  const auto range_of = [&](std::uint32_t h) -> const Range& { return ranges[count == 1 ? 0 : h]; };
+  for (std::size_t b = 0; b < budgets; ++b) add_budget(head, order, range_of, b, measure);
 }
 
 SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const LayerSelection& selection,

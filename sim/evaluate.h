@@ -24,7 +24,8 @@ class HeadMeasure {
   /// `keep_steps`: also keep every step's mean over the query heads.
   HeadMeasure(std::size_t budgets, std::size_t group, std::size_t steps, bool keep_steps);
 
-  void add(StepMetric metric, std::size_t budget, std::size_t step, float value);
+  /// Adds values in the order given; values[i] belongs to step steps[i]. NaN = undefined.
+  void add(StepMetric metric, std::size_t budget, std::span<const float> values, std::span<const std::uint32_t> steps);
   /// Closes the bins; called once after the last step.
   void finish();
 

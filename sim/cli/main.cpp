@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -10,6 +11,7 @@
 #include "sim/cli/dispatch.h"
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit shall be an error like a full disk
   try {
     return kvsim::dispatch(kvsim::Arguments(argv + std::min(argc, 1), argv + argc));
   } catch (const kvsim::UserError& error) {

@@ -14,6 +14,22 @@
 namespace kvsim::test {
 namespace {
 
+std::unique_ptr<Policy> bound(const std::string& spec) {
+  NoFiles files;
+  std::unique_ptr<Policy> policy = bind_policy(parse_specs(spec).front());
+  policy->prepare(files);
+  return policy;
+}
+
+bool accepts(const std::string& spec) {
+  try {
+    bound(spec);
+    return true;
+  } catch (const UserError&) {
+    return false;
+  }
+}
+
 /// Specs that stand for the registry: every policy with its defaults (windows cut to the small prompts of this test),
 /// and wrappers around an interesting score.
 std::vector<std::string> contract_specs() {
@@ -25,22 +41,18 @@ std::vector<std::string> contract_specs() {
     const auto has_field = [&](const std::string& key) {
       return std::any_of(fields.begin(), fields.end(), [&](const FieldDescription& f) { return f.key == key; });
     };
-    std::string arguments;
-    if (has_field("score")) arguments = "score=snapkv(window=16)";
-    else if (has_field("window")) arguments = "window=16";
-    specs.push_back(name + "(" + arguments + ")");
+    // Wrappers that refuse a score with a window get one without.
+    if (has_field("score")) {
+      const std::string windowed = name + "(score=snapkv(window=16))";
+      specs.push_back(accepts(windowed) ? windowed : name + "(score=knorm)");
+    } else {
+      specs.push_back(name + (has_field("window") ? "(window=16)" : "()"));
+    }
   }
   specs.push_back("snapkv(window=16,unit=query)");
   specs.push_back("ada(score=snapkv(window=16),form=interp)");
   specs.push_back("ada(score=snapkv(window=16,unit=query))");
   return specs;
-}
-
-std::unique_ptr<Policy> bound(const std::string& spec) {
-  NoFiles files;
-  std::unique_ptr<Policy> policy = bind_policy(parse_specs(spec).front());
-  policy->prepare(files);
-  return policy;
 }
 
 /// Everything that a policy did not declare is NaN.
@@ -168,10 +180,14 @@ TEST_P(EveryPolicy, KeepsTheTotalExactlyAndNestsWhereItClaims) {
     std::size_t total = 0;
     for (std::size_t u = 0; u < kept.size(); ++u) {
       EXPECT_LE(kept[u], layer.shape.prompt);
-      if (policy->traits().nested) EXPECT_GE(kept[u], before[u]) << "budget " << budget;
+      if (policy->traits().nested) {
+        EXPECT_GE(kept[u], before[u]) << "budget " << budget;
+      }
       total += kept[u];
     }
-    if (exact) EXPECT_EQ(total, std::min<std::size_t>(budget, layer.shape.prompt) * kept.size()) << "budget " << budget;
+    if (exact) {
+      EXPECT_EQ(total, std::min<std::size_t>(budget, layer.shape.prompt) * kept.size()) << "budget " << budget;
+    }
     before = kept;
   }
   for (const std::uint32_t count : kept) EXPECT_EQ(count, layer.shape.prompt);
@@ -186,7 +202,9 @@ TEST_P(EveryPolicy, FullBudgetGivesNoErrorAndFullConsistency) {
     EXPECT_LT(row.values[sweep.metric("output_error")], 1e-6);
     EXPECT_EQ(row.values[sweep.metric("query_consistency")], 1.0);
     EXPECT_EQ(row.values[sweep.metric("miss_rate_99")], 0.0);
-    if (!sweep.variants[0].policy->traits().step_order) EXPECT_EQ(row.values[sweep.metric("set_consistency")], 1.0);
+    if (!sweep.variants[0].policy->traits().step_order) {
+      EXPECT_EQ(row.values[sweep.metric("set_consistency")], 1.0);
+    }
   }
 }
 
