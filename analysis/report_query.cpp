@@ -100,9 +100,15 @@ void check_budgets(const Results& results, const std::string& list) {
 
 std::vector<std::string> main_metrics(const Results& results) {
   std::vector<std::string> names;
+  const auto defined = [&](const std::string& name) {
+    const Column* column = results.summary.find(name + "_mean");
+    return results.metric(name) != nullptr && column != nullptr &&
+           std::any_of(column->numbers.begin(), column->numbers.end(),
+                       [](double value) { return !std::isnan(value); });
+  };
   for (const char* name : {"output_error", "projected_error", "attention_recall", "query_consistency",
                            "set_consistency", "miss_rate"}) {
-    if (results.metric(name) != nullptr) names.emplace_back(name);
+    if (defined(name)) names.emplace_back(name);
   }
   if (names.empty()) {
     for (const MetricEntry& metric : results.metrics) names.push_back(metric.name);
@@ -185,8 +191,12 @@ Measure ReportQuery::resolve(const std::string& name) const {
     std::vector<std::string> known;
     for (const MetricEntry& metric : results_.metrics) known.push_back(metric.name);
     for (const Column& column : measure.table->columns) {
-      const bool listed = std::find(known.begin(), known.end(), column.name) != known.end();
-      if (!column.is_text && !listed) known.push_back(column.name);
+      // <metric>_p95 and its like can be asked for too, but a hundred of them would bury what the list is
+      // for.
+      const bool of_metric =
+          std::any_of(results_.metrics.begin(), results_.metrics.end(),
+                      [&](const MetricEntry& metric) { return column.name.starts_with(metric.name); });
+      if (!column.is_text && !of_metric) known.push_back(column.name);
     }
     throw UnknownName("metric or column", name, known);
   }

@@ -62,7 +62,7 @@ class ReportQuery {
   Bootstrap bootstrap_;
 };
 
-/// Main metrics that a report shows when none is asked for.
+/// Main metrics that a report shows when none is asked for, without those that are undefined everywhere.
 std::vector<std::string> main_metrics(const Results& results);
 
 /// "0.1234", or "0.1234 [0.11, 0.13]" where there is an interval.
