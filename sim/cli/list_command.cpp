@@ -1,8 +1,10 @@
-// kvsim list: the policies or the metrics that this program knows, as an aligned table or Markdown.
+// kvsim list: the policies, page policies or metrics that this program knows, as an aligned table or
+// Markdown.
 #include <fmt/format.h>
 
 #include "kernels/error.h"
 #include "policies/catalogue.h"
+#include "policies/paging/page_registry.h"
 #include "policies/registry.h"
 #include "sim/cli/options.h"
 #include "sim/results.h"
@@ -11,8 +13,9 @@ namespace kvsim {
 namespace {
 
 constexpr const char* kUsage =
-    "usage: kvsim list policies|metrics [--all] [--format text|md]\n\n"
-    "Shows what can be named in --policy or --metrics; 'kvsim help NAME' explains one of them.\n";
+    "usage: kvsim list policies|pages|metrics [--all] [--format text|md]\n\n"
+    "Shows what can be named in --policy (of run and of pages) or --metrics; 'kvsim help NAME' explains one "
+    "of them.\n";
 
 std::string metric_table(TableFormat format, bool all) {
   constexpr const char* kLevels[] = {"layer, head, step", "layer, step", "trace, step"};
@@ -23,6 +26,18 @@ std::string metric_table(TableFormat format, bool all) {
                     metric.higher_is_better ? "higher" : "lower",
                     kLevels[static_cast<std::size_t>(metric.level)], std::string(metric.summary)});
     if (all) rows.back().emplace_back(metric.formula);
+  }
+  return format_table(rows, format);
+}
+
+std::string page_table(TableFormat format, bool all) {
+  std::vector<std::vector<std::string>> rows{{"name", "future", "guardable", "one pass", "what it does"}};
+  if (all) rows[0].push_back("reference");
+  for (const PageTraits* traits : all_page_policies()) {
+    const auto yes_no = [](bool value) { return value ? "yes" : "no"; };
+    rows.push_back({std::string(traits->name), yes_no(traits->future), yes_no(traits->guardable),
+                    yes_no(traits->stack), std::string(traits->summary)});
+    if (all) rows.back().emplace_back(traits->reference);
   }
   return format_table(rows, format);
 }
@@ -40,7 +55,7 @@ int list_command(const Arguments& arguments) {
   options.add_options()("help,h", "show this text")("all",
                                                     "more columns: parameters and references, or formulas")(
       "format", po::value<std::string>()->default_value("text"), "text or md (Markdown, for documents)")(
-      "what", po::value<std::string>(), "policies or metrics");
+      "what", po::value<std::string>(), "policies, pages or metrics");
   po::positional_options_description positional;
   positional.add("what", 1);
   po::variables_map values;
@@ -50,13 +65,15 @@ int list_command(const Arguments& arguments) {
   const std::string what = values.count("what") > 0 ? values["what"].as<std::string>() : "";
   if (what == "policies") {
     fmt::print("{}", policy_table(format, all));
+  } else if (what == "pages") {
+    fmt::print("{}", page_table(format, all));
   } else if (what == "metrics") {
     fmt::print("{}", metric_table(format, all));
   } else if (what.empty()) {
-    throw UserError("kvsim list needs to know what to list: policies or metrics");
+    throw UserError("kvsim list needs to know what to list: policies, pages or metrics");
   } else {
-    const std::string near = nearest_name(what, {"policies", "metrics"});
-    throw UserError("kvsim list does not know '{}'{}; it lists policies or metrics", what,
+    const std::string near = nearest_name(what, {"policies", "pages", "metrics"});
+    throw UserError("kvsim list does not know '{}'{}; it lists policies, pages or metrics", what,
                     near.empty() ? "" : fmt::format(", did you mean '{}'?", near));
   }
   return kDone;
