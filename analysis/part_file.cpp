@@ -12,6 +12,7 @@
 #include "analysis/durable_file.h"
 #include "analysis/packed_distribution.h"
 #include "analysis/result_header.h"
+#include "analysis/write_guard.h"
 #include "kernels/error.h"
 #include "traces/h5/file.h"
 #include "traces/h5/pending_file.h"
@@ -247,6 +248,7 @@ void write_part(const std::string& folder, const UnitResult& result, const RunDe
   make_folder(parts_folder(folder));
   h5::PendingFile pending(part_path(folder, trace, result.layer, batch));
   h5::File file = h5::File::create(pending.path(), h5::File::Create::replace);
+  WriteGuard guard(file);
   write_format(file, kPartFormat);
   file.set_attribute("trace", trace.name);
   file.set_attribute("digest", trace.digest);
@@ -264,7 +266,7 @@ void write_part(const std::string& folder, const UnitResult& result, const RunDe
   }
   file.write_column("perf/stage", stage);
   file.write_column("perf/seconds", seconds);
-  file.close();
+  close_guarded(file, guard);
   pending.commit();
 }
 

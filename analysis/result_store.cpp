@@ -14,6 +14,7 @@
 #include "analysis/result_header.h"
 #include "analysis/summary_store.h"
 #include "analysis/table_writer.h"
+#include "analysis/write_guard.h"
 #include "kernels/error.h"
 #include "traces/h5/pending_file.h"
 
@@ -97,7 +98,7 @@ class Merge {
     layer_table_->finish();
     write_summary(summaries);
     write_step_details(file_, parts_);
-    file_.close();
+    close_guarded(file_, guard_);
     outcome.kept = write_kept();
     commit();
   }
@@ -296,8 +297,9 @@ class Merge {
     if (!has_kept_sets(parts_)) return false;
     kept_pending_.emplace(out_ + "/kept.h5");
     h5::File kept = h5::File::create(kept_pending_->path(), h5::File::Create::replace);
+    WriteGuard guard(kept);
     write_kept_sets(kept, parts_);
-    kept.close();
+    close_guarded(kept, guard);
     return true;
   }
 
@@ -325,6 +327,7 @@ class Merge {
   std::optional<h5::PendingFile> kept_pending_;
   h5::File file_;
   std::optional<TableWriter> rows_table_, layer_table_, summary_table_;
+  WriteGuard guard_{file_};  // ends first, before the tables let go of their datasets
 };
 
 MergeOutcome outcome_of(const PartSet& parts) {

@@ -8,6 +8,7 @@
 
 #include "analysis/durable_file.h"
 #include "analysis/result_header.h"
+#include "analysis/write_guard.h"
 #include "kernels/error.h"
 #include "traces/h5/file.h"
 #include "traces/h5/pending_file.h"
@@ -125,6 +126,7 @@ void write_description(const std::string& folder, const RunRecord& record) {
   make_folder(parts_folder(folder));
   h5::PendingFile pending(record_path(folder));
   h5::File file = h5::File::create(pending.path(), h5::File::Create::replace);
+  WriteGuard guard(file);
   write_format(file, kRecordFormat);
   write_provenance(file, record.description.provenance);
   write_traces(file, record.description.traces);
@@ -147,7 +149,7 @@ void write_description(const std::string& folder, const RunRecord& record) {
   file.write_column("refusals/trace", refused_trace);
   file.write_column("refusals/variant", refused_variant);
   file.write_column("refusals/message", message);
-  file.close();
+  close_guarded(file, guard);
   pending.commit();
 }
 
