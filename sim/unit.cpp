@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "kernels/error.h"
+#include "policies/recipe.h"
 #include "sim/evaluate.h"
 #include "sim/features.h"
 #include "sim/projection.h"
@@ -140,32 +141,26 @@ std::vector<StepRange> UnitReplay::chunks() const {
 
 void UnitReplay::compute_oracle(std::size_t kv) {
   HeadOracle& oracle = oracles_[kv];
-  if (oracle.of_kv_head) return;  // known from an earlier batch
+  if (!oracle.decode_mean.empty()) return;  // known from an earlier batch
   std::vector<std::vector<double>> sums(g_.group, std::vector<double>(g_.prompt, 0.0));
   for (const StepRange& range : chunks()) {
     auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold);
     for (std::size_t h = 0; h < g_.group; ++h) exact->add_prompt_sums(h, sums[h]);
     if (settings_.memory.hold) heads_[kv].exact = std::move(exact);
   }
-  std::vector<double> total(g_.prompt, 0.0);
-  const auto steps = static_cast<double>(g_.decode);
   for (std::size_t h = 0; h < g_.group; ++h) {
     std::vector<float> mean(g_.prompt);
-    for (std::size_t i = 0; i < g_.prompt; ++i) {
-      mean[i] = static_cast<float>(sums[h][i] / steps);
-      total[i] += sums[h][i];
-    }
+    for (std::size_t i = 0; i < g_.prompt; ++i) mean[i] = static_cast<float>(sums[h][i] / static_cast<double>(g_.decode));
     oracle.of_query_head.emplace_back(mean);
     oracle.decode_mean.push_back(std::move(mean));
   }
-  std::vector<float> mean(g_.prompt);
-  for (std::size_t i = 0; i < g_.prompt; ++i) mean[i] = static_cast<float>(total[i] / (steps * static_cast<double>(g_.group)));
-  oracle.of_kv_head.emplace(std::move(mean));
 }
 
 void UnitReplay::make_features(std::size_t kv) {
   HeadState& head = heads_[kv];
   head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_);
+  // The very numbers that oracle_static ranks by, so that near ties fall alike.
+  if (!oracles_[kv].of_kv_head) oracles_[kv].of_kv_head.emplace(decode_reference(*head.features));
 }
 
 void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last) {

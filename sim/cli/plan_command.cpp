@@ -46,7 +46,7 @@ constexpr double kOverhead = 1.6;
 void print_variants(const PreparedRun& run) {
   for (std::uint32_t v = 0; v < run.variants.size(); ++v) {
     const VariantEntry& entry = run.variants[v].entry;
-    std::string note = entry.nested ? "one pass for all budgets" : "one pass per budget";
+    std::string note = "one pass for all budgets";
     if (entry.automatic) note += ", reference";
     for (const Refusal& refusal : run.record.refusals)
       if (refusal.variant == v) note = "refused: " + refusal.message;
