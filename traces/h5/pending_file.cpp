@@ -48,6 +48,8 @@ PendingFile::PendingFile(std::string target)
   }
   if (std::filesystem::is_directory(target_, error))
     throw UserError("{}: is a folder, expected a file name", target_);
+  if (std::filesystem::exists(target_, error) && !std::filesystem::is_regular_file(target_, error))
+    throw UserError("{}: is not a regular file and would be replaced, expected a file name", target_);
   if (::access(folder.c_str(), W_OK) != 0) {
     throw UserError("{}: cannot create: {}: {}", target_, folder.string(), std::strerror(errno));
   }

@@ -13,6 +13,10 @@ std::recursive_mutex& library_mutex() {
   return mutex;
 }
 
+// Every identifier has an owner that closes it. What a full disk kept HDF5 from writing it would try again in its exit
+// handler, and 1.10 crashes there. Must come before any other call of the library, so before main.
+[[maybe_unused]] const bool no_exit_handler = H5dont_atexit() >= 0;
+
 /// The error stack is walked from the innermost entry outwards; the first text wins.
 herr_t keep_first(unsigned, const H5E_error2_t* error, void* into) {
   auto& text = *static_cast<std::string*>(into);
@@ -23,10 +27,6 @@ herr_t keep_first(unsigned, const H5E_error2_t* error, void* into) {
 }  // namespace
 
 Session::Session() : lock_(library_mutex()) {
-  // Every identifier has an owner that closes it. What a full disk kept HDF5 from writing it would try again in its exit
-  // handler, and 1.10 crashes there.
-  static const bool no_exit_handler = H5dont_atexit() >= 0;
-  static_cast<void>(no_exit_handler);
   // The error stack belongs to the thread in thread-safe builds, so each thread must silence its own.
   thread_local const bool silenced = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
   static_cast<void>(silenced);
