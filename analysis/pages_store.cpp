@@ -30,7 +30,9 @@ double number(std::uint64_t n) { return static_cast<double>(n); }
 bool has_prefixes(const PageSweep& sweep, const PageRow& row) {
   return sweep.streams[row.stream].grouping == Grouping::prefix;
 }
-bool has_sets(const PageSweep& sweep, const PageRow& row) { return sweep.streams[row.stream].grouping == Grouping::sets; }
+bool has_sets(const PageSweep& sweep, const PageRow& row) {
+  return sweep.streams[row.stream].grouping == Grouping::sets;
+}
 
 const std::vector<Column>& columns() {
   using S = const PageSweep&;
@@ -39,36 +41,56 @@ const std::vector<Column>& columns() {
       {"requests", [](S, R r) { return number(r.counts.tally.requests); }},
       {"misses", [](S, R r) { return number(r.counts.tally.misses); }},
       {"miss_ratio", [](S, R r) { return r.counts.miss_ratio(); }, false},
-      {"byte_miss_ratio", [](S s, R r) { return s.options.by_bytes ? r.counts.byte_miss_ratio() : kUndefined; }, false},
+      {"byte_miss_ratio",
+       [](S s, R r) { return s.options.by_bytes ? r.counts.byte_miss_ratio() : kUndefined; }, false},
       {"cost_ratio", [](S, R r) { return r.cost_ratio(); }, false},
       {"bound", [](S, R r) { return r.bound; }, false},
       {"prefix_hit_rate",
-       [](S s, R r) { return has_prefixes(s, r) ? ratio(number(r.counts.prefix_hits), number(r.counts.tally.requests)) : kUndefined; }, false},
+       [](S s, R r) {
+         return has_prefixes(s, r) ? ratio(number(r.counts.prefix_hits), number(r.counts.tally.requests))
+                                   : kUndefined;
+       },
+       false},
       {"lookup_hit_rate",
-       [](S s, R r) { return has_prefixes(s, r) ? ratio(number(r.counts.lookup_hits), number(r.counts.tally.requests)) : kUndefined; }, false},
+       [](S s, R r) {
+         return has_prefixes(s, r) ? ratio(number(r.counts.lookup_hits), number(r.counts.tally.requests))
+                                   : kUndefined;
+       },
+       false},
       {"first_touches", [](S, R r) { return number(r.counts.first_touches); }},
       {"recalls", [](S, R r) { return number(r.counts.recalls()); }},
       {"admitted", [](S, R r) { return number(r.counts.tally.admitted); }},
-      {"admitted_bytes", [](S s, R r) { return s.options.by_bytes ? number(r.counts.tally.admitted_bytes) : kUndefined; }, false},
+      {"admitted_bytes",
+       [](S s, R r) { return s.options.by_bytes ? number(r.counts.tally.admitted_bytes) : kUndefined; },
+       false},
       {"evicted", [](S, R r) { return number(r.counts.tally.evicted); }},
       {"oversized", [](S, R r) { return number(r.counts.tally.oversized); }},
       {"steps", [](S s, R r) { return has_sets(s, r) ? number(r.counts.groups) : kUndefined; }, false},
-      {"overfull_steps", [](S s, R r) { return has_sets(s, r) ? number(r.counts.overfull) : kUndefined; }, false},
+      {"overfull_steps", [](S s, R r) { return has_sets(s, r) ? number(r.counts.overfull) : kUndefined; },
+       false},
       {"fetched_bytes_per_step",
        [](S s, R r) {
          if (!has_sets(s, r)) return kUndefined;
-         return ratio(number(r.counts.tally.misses) * s.streams[r.stream].bytes_per_page, number(r.counts.groups));
-       }, false},
+         return ratio(number(r.counts.tally.misses) * s.streams[r.stream].bytes_per_page,
+                      number(r.counts.groups));
+       },
+       false},
       {"output_error_without_recall", [](S, R r) { return r.output_error; }, false},
       {"sampled_error", [](S, R r) { return r.sampled_error; }, false},
-      {"guard_phases", [](S, R r) { return r.counts.has_guard ? number(r.counts.guard.phases) : kUndefined; }, false},
-      {"guard_errors", [](S, R r) { return r.counts.has_guard ? number(r.counts.guard.errors) : kUndefined; }, false},
-      {"guard_guards", [](S, R r) { return r.counts.has_guard ? number(r.counts.guard.guards) : kUndefined; }, false},
+      {"guard_phases", [](S, R r) { return r.counts.has_guard ? number(r.counts.guard.phases) : kUndefined; },
+       false},
+      {"guard_errors", [](S, R r) { return r.counts.has_guard ? number(r.counts.guard.errors) : kUndefined; },
+       false},
+      {"guard_guards", [](S, R r) { return r.counts.has_guard ? number(r.counts.guard.guards) : kUndefined; },
+       false},
       {"guard_random_share",
        [](S, R r) {
          const GuardCounters& g = r.counts.guard;
-         return r.counts.has_guard ? ratio(number(g.random_evictions), number(g.random_evictions + g.base_evictions)) : kUndefined;
-       }, false},
+         return r.counts.has_guard
+                    ? ratio(number(g.random_evictions), number(g.random_evictions + g.base_evictions))
+                    : kUndefined;
+       },
+       false},
   };
   return all;
 }
@@ -110,14 +132,17 @@ void write_rows(TableWriter& table, const PageSweep& sweep) {
 }
 
 std::vector<ColumnSpec> column_specs() {
-  std::vector<ColumnSpec> out{{"trace", h5::Element::int32},   {"stream", h5::Element::int32}, {"layer", h5::Element::float64},
-                              {"kv_head", h5::Element::float64}, {"policy", h5::Element::int32}, {"variant", h5::Element::int32},
+  std::vector<ColumnSpec> out{{"trace", h5::Element::int32},    {"stream", h5::Element::int32},
+                              {"layer", h5::Element::float64},  {"kv_head", h5::Element::float64},
+                              {"policy", h5::Element::int32},   {"variant", h5::Element::int32},
                               {"capacity", h5::Element::int64}, {"slots", h5::Element::int64}};
-  for (const Column& c : columns()) out.push_back({c.name, c.integer ? h5::Element::int64 : h5::Element::float64});
+  for (const Column& c : columns())
+    out.push_back({c.name, c.integer ? h5::Element::int64 : h5::Element::float64});
   return out;
 }
 
-/// Mean over streams with a 95% interval from their spread (normal quantile 1.96); one stream has no interval.
+/// Mean over streams with a 95% interval from their spread (normal quantile 1.96); one stream has no
+/// interval.
 struct Spread {
   std::size_t n = 0;
   double sum = 0, squares = 0;
@@ -149,7 +174,8 @@ std::string summary_text(const PageSweep& sweep) {
     cell.cost.add(row.cost_ratio());
     cell.error.add(row.output_error);
     if (has_sets(sweep, row)) {
-      cell.fetched.add(ratio(number(row.counts.tally.misses) * sweep.streams[row.stream].bytes_per_page, number(row.counts.groups)));
+      cell.fetched.add(ratio(number(row.counts.tally.misses) * sweep.streams[row.stream].bytes_per_page,
+                             number(row.counts.groups)));
     }
     cell.requests += row.counts.tally.requests;
     cell.misses += row.counts.tally.misses;
@@ -159,12 +185,15 @@ std::string summary_text(const PageSweep& sweep) {
     cell.bound = row.bound;
   }
   std::string out =
-      "trace,policy,variant,capacity,streams,requests,misses,recalls,miss_ratio,miss_ratio_mean,miss_ratio_half_width,"
-      "cost_ratio,cost_ratio_mean,cost_ratio_half_width,bound,fetched_bytes_per_step_mean,output_error_without_recall_mean\n";
+      "trace,policy,variant,capacity,streams,requests,misses,recalls,miss_ratio,miss_ratio_mean,miss_ratio_"
+      "half_width,"
+      "cost_ratio,cost_ratio_mean,cost_ratio_half_width,bound,fetched_bytes_per_step_mean,output_error_"
+      "without_recall_mean\n";
   for (const auto& [key, cell] : cells) {
     const auto& [trace, variant, capacity] = key;
-    out += line_of({csv_field(sweep.traces[trace]), csv_field(sweep.variants[variant].name), csv_field(sweep.variants[variant].label),
-                    fmt::format("{}", capacity), fmt::format("{}", cell.miss.n), fmt::format("{}", cell.requests),
+    out += line_of({csv_field(sweep.traces[trace]), csv_field(sweep.variants[variant].name),
+                    csv_field(sweep.variants[variant].label), fmt::format("{}", capacity),
+                    fmt::format("{}", cell.miss.n), fmt::format("{}", cell.requests),
                     fmt::format("{}", cell.misses), fmt::format("{}", cell.recalls),
                     text_of(ratio(number(cell.misses), number(cell.requests))), text_of(cell.miss.mean()),
                     text_of(cell.miss.half_width()),
@@ -180,9 +209,10 @@ std::string phases_text(const PageSweep& sweep) {
   for (const PageRow& row : sweep.rows) {
     for (std::size_t i = 0; i < row.counts.guard.detail.size(); ++i) {
       const GuardPhase& p = row.counts.guard.detail[i];
-      out += fmt::format("{},{},{},{},{},{},{},{},{}\n", csv_field(sweep.traces[sweep.infos[row.stream].trace]),
-                         csv_field(sweep.streams[row.stream].name), csv_field(sweep.variants[row.variant].label), row.capacity,
-                         i + 1, p.begin, p.misses, p.errors, p.guards);
+      out +=
+          fmt::format("{},{},{},{},{},{},{},{},{}\n", csv_field(sweep.traces[sweep.infos[row.stream].trace]),
+                      csv_field(sweep.streams[row.stream].name), csv_field(sweep.variants[row.variant].label),
+                      row.capacity, i + 1, p.begin, p.misses, p.errors, p.guards);
     }
   }
   return out;
@@ -191,17 +221,18 @@ std::string phases_text(const PageSweep& sweep) {
 std::string curves_text(const PageSweep& sweep, const std::vector<CurvePoint>& curves) {
   std::string out = "trace,stream,policy,variant,capacity,miss_ratio,error,method\n";
   for (const CurvePoint& p : curves) {
-    out += line_of({csv_field(sweep.traces[sweep.infos[p.stream].trace]), csv_field(sweep.streams[p.stream].name),
-                    csv_field(sweep.variants[p.variant].name), csv_field(sweep.variants[p.variant].label),
-                    fmt::format("{}", p.capacity), text_of(p.miss_ratio), text_of(p.error), p.method});
+    out += line_of({csv_field(sweep.traces[sweep.infos[p.stream].trace]),
+                    csv_field(sweep.streams[p.stream].name), csv_field(sweep.variants[p.variant].name),
+                    csv_field(sweep.variants[p.variant].label), fmt::format("{}", p.capacity),
+                    text_of(p.miss_ratio), text_of(p.error), p.method});
   }
   return out;
 }
 
 }  // namespace
 
-void write_page_results(const std::string& folder, const PageSweep& sweep, const std::vector<CurvePoint>& curves,
-                        const Provenance& provenance) {
+void write_page_results(const std::string& folder, const PageSweep& sweep,
+                        const std::vector<CurvePoint>& curves, const Provenance& provenance) {
   make_folder(folder);
   h5::PendingFile pending(folder + "/results.h5");
   h5::File file = h5::File::create(pending.path(), h5::File::Create::replace);

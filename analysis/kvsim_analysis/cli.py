@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from . import __version__
+from . import __version__, pages_mrc, pages_noise, pages_phases
 from .commands import compare, curve, heatmap, pareto, steps
 from .errors import UserError, nearest
 
-COMMANDS = (curve, pareto, heatmap, steps, compare)
-_OVERVIEW = """Draws figures from the results of `kvsim run`.
+COMMANDS = (curve, pareto, heatmap, steps, compare, pages_mrc, pages_noise, pages_phases)
+_OVERVIEW = """Draws figures from the results of `kvsim run` and `kvsim pages`.
 
 Every subcommand takes one or more results folders, writes one figure (PNG, SVG or PDF) and prints its path.
 """

@@ -85,10 +85,11 @@ class ArcCache final : public RequestLoop<ArcCache> {
 };
 
 struct Arc final : PlainPolicy<Arc, ArcCache> {
-  static constexpr PageTraits kTraits{.name = "arc",
-                                      .summary = "two LRU lists, seen once and seen often; ghosts of each move the balance",
-                                      .reference = "Megiddo and Modha, FAST 2003; libCacheSim's form",
-                                      .guard_refusal = kQueuesRefusal};
+  static constexpr PageTraits kTraits{
+      .name = "arc",
+      .summary = "two LRU lists, seen once and seen often; ghosts of each move the balance",
+      .reference = "Megiddo and Modha, FAST 2003; libCacheSim's form",
+      .guard_refusal = kQueuesRefusal};
 };
 
 const RegisterPagePolicy<Arc> registered;

@@ -21,16 +21,19 @@ class BeladyRule final : public VictimRule {
 };
 
 struct Belady final : RulePolicy<Belady, BeladyRule> {
-  static constexpr PageTraits kTraits{.name = "belady",
-                                      .summary = "the page whose next request is farthest away leaves: the fewest misses for pages of one size",
-                                      .reference = "Belady, 1966 (MIN); forced admission",
-                                      .guardable = true,
-                                      .future = true,
-                                      .stack = true};
+  static constexpr PageTraits kTraits{
+      .name = "belady",
+      .summary =
+          "the page whose next request is farthest away leaves: the fewest misses for pages of one size",
+      .reference = "Belady, 1966 (MIN); forced admission",
+      .guardable = true,
+      .future = true,
+      .stack = true};
   BeladyRule make_rule(const CacheSetup&) const { return {}; }
 };
 
-/// Pages that never come back leave first, largest first; otherwise the largest size * time to next use of a sample.
+/// Pages that never come back leave first, largest first; otherwise the largest size * time to next use of a
+/// sample.
 class BeladySizeRule final : public VictimRule {
  public:
   BeladySizeRule(std::unique_ptr<RandomSource> random, std::uint32_t samples)
@@ -90,14 +93,17 @@ class BeladySizeRule final : public VictimRule {
 
 struct BeladySize final : RulePolicy<BeladySize, BeladySizeRule> {
   static constexpr PageTraits kTraits{.name = "belady_size",
-                                      .summary = "the largest size * time to next request leaves, out of a sample; no optimum exists in polynomial time",
+                                      .summary =
+                                          "the largest size * time to next request leaves, out of a sample; "
+                                          "no optimum exists in polynomial time",
                                       .reference = "libCacheSim's BeladySize (greedy)",
                                       .guardable = true,
                                       .future = true,
                                       .randomised = true};
   std::uint32_t samples = 64, seed = 0;
   void fields(FieldVisitor& visitor) override {
-    visitor.number("samples", samples, 1, 1u << 20, "residents looked at per eviction; all when there are fewer");
+    visitor.number("samples", samples, 1, 1u << 20,
+                   "residents looked at per eviction; all when there are fewer");
     visitor.number("seed", seed, 0, 0xFFFFFFFFu, "added to the run's seed");
   }
   BeladySizeRule make_rule(const CacheSetup& setup) const {

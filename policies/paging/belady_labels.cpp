@@ -6,7 +6,8 @@
 
 namespace kvsim {
 
-std::vector<bool> belady_labels(std::span<const Page> pages, std::span<const std::uint32_t> next, std::uint64_t capacity) {
+std::vector<bool> belady_labels(std::span<const Page> pages, std::span<const std::uint32_t> next,
+                                std::uint64_t capacity) {
   std::vector<bool> labels(pages.size(), false);
   SlotHeap<std::uint64_t> heap;
   PageMap<Slot> slot_of{kNoSlot};

@@ -32,10 +32,17 @@ std::vector<float> bin_edges(MatrixView<const float> features, std::size_t f) {
 
 class BoostedTrees::Fitter {
  public:
-  Fitter(MatrixView<const float> features, std::span<const float> targets, const BoostingOptions& options, RandomSource& random,
-         BoostedTrees& out)
-      : features_(features), targets_(targets), options_(options), random_(random), out_(out), score_(features.rows),
-        gradient_(features.rows), curvature_(features.rows), node_of_(features.rows) {
+  Fitter(MatrixView<const float> features, std::span<const float> targets, const BoostingOptions& options,
+         RandomSource& random, BoostedTrees& out)
+      : features_(features),
+        targets_(targets),
+        options_(options),
+        random_(random),
+        out_(out),
+        score_(features.rows),
+        gradient_(features.rows),
+        curvature_(features.rows),
+        node_of_(features.rows) {
     for (std::size_t f = 0; f < features.cols; ++f) edges_.push_back(bin_edges(features, f));
     bins_.resize(features.rows * features.cols);
     for (std::size_t r = 0; r < features.rows; ++r) {
@@ -47,7 +54,8 @@ class BoostedTrees::Fitter {
   }
 
   void run() {
-    const double mean = std::accumulate(targets_.begin(), targets_.end(), 0.0) / static_cast<double>(targets_.size());
+    const double mean =
+        std::accumulate(targets_.begin(), targets_.end(), 0.0) / static_cast<double>(targets_.size());
     const double share = std::clamp(mean, 1e-6, 1 - 1e-6);
     out_.base_ = options_.logistic ? std::log(share / (1 - share)) : mean;
     std::fill(score_.begin(), score_.end(), out_.base_);
@@ -105,8 +113,8 @@ class BoostedTrees::Fitter {
   }
 
   /// Gives the nodes [begin, end) their values, and children where a split pays.
-  void split_level(const std::vector<std::uint32_t>& rows, const std::vector<std::size_t>& chosen, std::uint32_t begin,
-                   std::uint32_t end, bool may_split) {
+  void split_level(const std::vector<std::uint32_t>& rows, const std::vector<std::size_t>& chosen,
+                   std::uint32_t begin, std::uint32_t end, bool may_split) {
     const std::size_t nodes = end - begin;
     std::vector<Sums> totals(nodes);
     for (const std::uint32_t r : rows) {
@@ -116,9 +124,11 @@ class BoostedTrees::Fitter {
     for (const std::size_t f : may_split ? chosen : std::vector<std::size_t>{}) {
       std::vector<Sums> histogram(nodes * kBins);
       for (const std::uint32_t r : rows) {
-        if (node_of_[r] >= begin) add(histogram[(node_of_[r] - begin) * kBins + bins_[r * features_.cols + f]], r);
+        if (node_of_[r] >= begin)
+          add(histogram[(node_of_[r] - begin) * kBins + bins_[r * features_.cols + f]], r);
       }
-      for (std::size_t n = 0; n < nodes; ++n) scan(std::span(histogram).subspan(n * kBins, kBins), totals[n], f, best[n]);
+      for (std::size_t n = 0; n < nodes; ++n)
+        scan(std::span(histogram).subspan(n * kBins, kBins), totals[n], f, best[n]);
     }
     for (std::size_t n = 0; n < nodes; ++n) {
       Node& node = out_.nodes_[begin + n];
@@ -132,7 +142,8 @@ class BoostedTrees::Fitter {
     for (const std::uint32_t r : rows) {
       if (node_of_[r] < begin) continue;
       const Node& node = out_.nodes_[node_of_[r]];
-      if (node.left != 0) node_of_[r] = node.left + (sortable(features_(r, node.feature)) <= node.threshold ? 0 : 1);
+      if (node.left != 0)
+        node_of_[r] = node.left + (sortable(features_(r, node.feature)) <= node.threshold ? 0 : 1);
     }
   }
 
@@ -142,7 +153,8 @@ class BoostedTrees::Fitter {
       left.gradient += histogram[b].gradient;
       left.curvature += histogram[b].curvature;
       left.rows += histogram[b].rows;
-      const Sums right{total.gradient - left.gradient, total.curvature - left.curvature, total.rows - left.rows};
+      const Sums right{total.gradient - left.gradient, total.curvature - left.curvature,
+                       total.rows - left.rows};
       if (left.rows < options_.least_rows || right.rows < options_.least_rows) continue;
       const double gain = left.gain() + right.gain() - total.gain();
       if (gain > best.gain + 1e-12) best = {gain, feature, b};
@@ -173,8 +185,8 @@ class BoostedTrees::Fitter {
   std::vector<std::uint32_t> node_of_;
 };
 
-BoostedTrees BoostedTrees::fit(MatrixView<const float> features, std::span<const float> targets, const BoostingOptions& options,
-                               RandomSource& random) {
+BoostedTrees BoostedTrees::fit(MatrixView<const float> features, std::span<const float> targets,
+                               const BoostingOptions& options, RandomSource& random) {
   BoostedTrees out;
   out.logistic_ = options.logistic;
   Fitter(features, targets, options, random, out).run();

@@ -44,8 +44,12 @@ struct Clock final : RulePolicy<Clock, ClockRule> {
                                       .reference = "classical; libCacheSim's n-bit form",
                                       .guardable = true};
   std::uint32_t bits = 1;
-  void fields(FieldVisitor& visitor) override { visitor.number("bits", bits, 1, 8, "width of the use counter"); }
-  ClockRule make_rule(const CacheSetup&) const { return ClockRule(static_cast<std::uint8_t>((1u << bits) - 1)); }
+  void fields(FieldVisitor& visitor) override {
+    visitor.number("bits", bits, 1, 8, "width of the use counter");
+  }
+  ClockRule make_rule(const CacheSetup&) const {
+    return ClockRule(static_cast<std::uint8_t>((1u << bits) - 1));
+  }
 };
 
 const RegisterPagePolicy<Clock> registered;

@@ -10,15 +10,19 @@
 namespace kvsim {
 namespace {
 
-/// How the leader is chosen. `at_miss` is asked at an own miss on a full cache, `after_request` after every request.
+/// How the leader is chosen. `at_miss` is asked at an own miss on a full cache, `after_request` after every
+/// request.
 class Switch {
  public:
   virtual ~Switch() = default;
   virtual std::size_t at_miss(std::size_t leader, const std::uint64_t (&)[2]) { return leader; }
-  virtual std::size_t after_request(std::size_t leader, const std::uint64_t (&)[2], const bool (&)[2]) { return leader; }
+  virtual std::size_t after_request(std::size_t leader, const std::uint64_t (&)[2], const bool (&)[2]) {
+    return leader;
+  }
 };
 
-/// Follow the leader: to the first cheapest candidate, once the present one costs at least `ratio` times as much.
+/// Follow the leader: to the first cheapest candidate, once the present one costs at least `ratio` times as
+/// much.
 class CheapestSwitch final : public Switch {
  public:
   explicit CheapestSwitch(double ratio) : ratio_(ratio) {}
@@ -50,7 +54,8 @@ class BoundSwitch final : public Switch {
 /// Blum and Burch: weights fall by beta per miss; the leader moves with the probability that its share lost.
 class WeightedSwitch final : public Switch {
  public:
-  WeightedSwitch(double beta, std::unique_ptr<RandomSource> random) : log_beta_(std::log(beta)), random_(std::move(random)) {}
+  WeightedSwitch(double beta, std::unique_ptr<RandomSource> random)
+      : log_beta_(std::log(beta)), random_(std::move(random)) {}
   std::size_t at_miss(std::size_t leader, const std::uint64_t (&cost)[2]) override {
     // Shares from the difference of costs: weights themselves would underflow after some 70,000 misses.
     const double difference = static_cast<double>(cost[leader]) - static_cast<double>(cost[1 - leader]);
@@ -75,7 +80,9 @@ class CombineCache final : public RequestLoop<CombineCache> {
  public:
   CombineCache(const CacheSetup& setup, std::unique_ptr<PageCache> first, std::unique_ptr<PageCache> second,
                std::unique_ptr<Switch> rule)
-      : RequestLoop(setup), shadow_{std::move(first), std::move(second)}, switch_(std::move(rule)),
+      : RequestLoop(setup),
+        shadow_{std::move(first), std::move(second)},
+        switch_(std::move(rule)),
         follower_(setup.capacity, 2) {}
 
   bool contains(Page page) const override { return follower_.contains(page); }
@@ -124,7 +131,8 @@ class CombineCache final : public RequestLoop<CombineCache> {
   Page limit_ = 0;
 };
 
-constexpr std::string_view kCombinerRefusal = "it follows another cache's content, which may hold exactly the unguarded pages";
+constexpr std::string_view kCombinerRefusal =
+    "it follows another cache's content, which may hold exactly the unguarded pages";
 
 /// What the three combiners share: their two candidates.
 class Combiner : public PagePolicy {
@@ -139,7 +147,8 @@ class Combiner : public PagePolicy {
     second_.prepare();
     for (const NestedPolicy* nested : {&first_, &second_}) {
       if ((*nested)->traits().name == "mark0") {
-        throw UserError("{}: mark0 cannot be a candidate, it drops pages that nobody asked it to drop", traits().name);
+        throw UserError("{}: mark0 cannot be a candidate, it drops pages that nobody asked it to drop",
+                        traits().name);
       }
     }
   }
@@ -152,7 +161,8 @@ class Combiner : public PagePolicy {
     return PagePolicy::refusal(setup);
   }
   std::unique_ptr<PageCache> start(const CacheSetup& setup) const override {
-    return std::make_unique<CombineCache>(setup, first_->start(setup), second_->start(setup), make_switch(setup));
+    return std::make_unique<CombineCache>(setup, first_->start(setup), second_->start(setup),
+                                          make_switch(setup));
   }
 
  protected:
@@ -165,27 +175,32 @@ class Combiner : public PagePolicy {
 };
 
 struct CombineDeterministic final : Combiner {
-  static constexpr PageTraits kTraits{.name = "combine_det",
-                                      .summary = "follows the candidate with the fewest misses so far",
-                                      .reference = "Cache-Coliseum's CombineDeterministic (BlindOracle&Marker^D)",
-                                      .guard_refusal = kCombinerRefusal,
-                                      .unit_only = true,
-                                      .randomised = true};
+  static constexpr PageTraits kTraits{
+      .name = "combine_det",
+      .summary = "follows the candidate with the fewest misses so far",
+      .reference = "Cache-Coliseum's CombineDeterministic (BlindOracle&Marker^D)",
+      .guard_refusal = kCombinerRefusal,
+      .unit_only = true,
+      .randomised = true};
   double ratio = 1;
   const PageTraits& traits() const override { return kTraits; }
   void more_fields(FieldVisitor& visitor) override {
-    visitor.number("ratio", ratio, 1.0, std::numeric_limits<double>::max(), "leave a leader that costs this many times the best");
+    visitor.number("ratio", ratio, 1.0, std::numeric_limits<double>::max(),
+                   "leave a leader that costs this many times the best");
   }
-  std::unique_ptr<Switch> make_switch(const CacheSetup&) const override { return std::make_unique<CheapestSwitch>(ratio); }
+  std::unique_ptr<Switch> make_switch(const CacheSetup&) const override {
+    return std::make_unique<CheapestSwitch>(ratio);
+  }
 };
 
 struct CombineRandom final : Combiner {
-  static constexpr PageTraits kTraits{.name = "combine_rand",
-                                      .summary = "follows a candidate drawn by weights that fall with its misses",
-                                      .reference = "Blum and Burch, 2000; Cache-Coliseum's CombineRandom (BlindOracle&Marker^R)",
-                                      .guard_refusal = kCombinerRefusal,
-                                      .unit_only = true,
-                                      .randomised = true};
+  static constexpr PageTraits kTraits{
+      .name = "combine_rand",
+      .summary = "follows a candidate drawn by weights that fall with its misses",
+      .reference = "Blum and Burch, 2000; Cache-Coliseum's CombineRandom (BlindOracle&Marker^R)",
+      .guard_refusal = kCombinerRefusal,
+      .unit_only = true,
+      .randomised = true};
   double beta = 0.99;
   std::uint32_t seed = 0;
   const PageTraits& traits() const override { return kTraits; }
@@ -201,8 +216,10 @@ struct CombineRandom final : Combiner {
 struct RobustFollow final : Combiner {
   static constexpr PageTraits kTraits{
       .name = "robust_ftp",
-      .summary = "follows one candidate until its cost passes a bound that grows by 1 + gamma, then the other",
-      .reference = "Antoniadis et al., 2020 (RobustFtP); the state followed is that of BlindOracle on the predictions",
+      .summary =
+          "follows one candidate until its cost passes a bound that grows by 1 + gamma, then the other",
+      .reference =
+          "Antoniadis et al., 2020 (RobustFtP); the state followed is that of BlindOracle on the predictions",
       .guard_refusal = kCombinerRefusal,
       .unit_only = true,
       .randomised = true};
@@ -211,7 +228,9 @@ struct RobustFollow final : Combiner {
   void more_fields(FieldVisitor& visitor) override {
     visitor.number("gamma", gamma, 1e-6, 1e6, "growth of the bound");
   }
-  std::unique_ptr<Switch> make_switch(const CacheSetup&) const override { return std::make_unique<BoundSwitch>(gamma); }
+  std::unique_ptr<Switch> make_switch(const CacheSetup&) const override {
+    return std::make_unique<BoundSwitch>(gamma);
+  }
 };
 
 const RegisterPagePolicy<CombineDeterministic> registered_det;

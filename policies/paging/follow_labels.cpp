@@ -50,11 +50,12 @@ class FollowLabelsRule final : public VictimRule {
 };
 
 struct FollowLabels final : RulePolicy<FollowLabels, FollowLabelsRule> {
-  static constexpr PageTraits kTraits{.name = "follow_labels",
-                                      .summary = "a uniform page among those labelled 1 leaves, else a uniform page",
-                                      .reference = "Cache-Coliseum's Predict with binary labels (LRB, FBP)",
-                                      .guardable = true,
-                                      .randomised = true};
+  static constexpr PageTraits kTraits{
+      .name = "follow_labels",
+      .summary = "a uniform page among those labelled 1 leaves, else a uniform page",
+      .reference = "Cache-Coliseum's Predict with binary labels (LRB, FBP)",
+      .guardable = true,
+      .randomised = true};
   PredictorField predictor{"labels", PredictionKind::label};
   std::uint32_t seed = 0;
   void fields(FieldVisitor& visitor) override {
@@ -63,7 +64,9 @@ struct FollowLabels final : RulePolicy<FollowLabels, FollowLabelsRule> {
   }
   void prepare() override { predictor.prepare("follow_labels"); }
   bool needs_future() const override { return predictor->traits().future; }
-  std::string refusal(const CacheSetup& setup) const override { return predictor.refusal("follow_labels", setup); }
+  std::string refusal(const CacheSetup& setup) const override {
+    return predictor.refusal("follow_labels", setup);
+  }
   FollowLabelsRule make_rule(const CacheSetup& setup) const {
     return FollowLabelsRule(predictor->start(setup), setup.random(RandomPurpose::eviction, seed));
   }

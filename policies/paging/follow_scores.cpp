@@ -43,16 +43,21 @@ class FollowScoresRule final : public VictimRule {
 };
 
 struct FollowScores final : RulePolicy<FollowScores, FollowScoresRule> {
-  static constexpr PageTraits kTraits{.name = "follow_scores",
-                                      .summary = "the resident with the lowest present score leaves; ties: lowest slot; O(k) a miss",
-                                      .reference = "Liu et al., 2020 (Parrot's rule), with attention as the score",
-                                      .guardable = true};
+  static constexpr PageTraits kTraits{
+      .name = "follow_scores",
+      .summary = "the resident with the lowest present score leaves; ties: lowest slot; O(k) a miss",
+      .reference = "Liu et al., 2020 (Parrot's rule), with attention as the score",
+      .guardable = true};
   PredictorField predictor{"attention", PredictionKind::score};
   void fields(FieldVisitor& visitor) override { predictor.field(visitor); }
   void prepare() override { predictor.prepare("follow_scores"); }
   bool needs_future() const override { return predictor->traits().future; }
-  std::string refusal(const CacheSetup& setup) const override { return predictor.refusal("follow_scores", setup); }
-  FollowScoresRule make_rule(const CacheSetup& setup) const { return FollowScoresRule(predictor->start(setup)); }
+  std::string refusal(const CacheSetup& setup) const override {
+    return predictor.refusal("follow_scores", setup);
+  }
+  FollowScoresRule make_rule(const CacheSetup& setup) const {
+    return FollowScoresRule(predictor->start(setup));
+  }
 };
 
 const RegisterPagePolicy<FollowScores> registered;

@@ -1,4 +1,5 @@
-// Follower&Robust: follows the predicted cache while it costs no more than the optimum, else runs a marking round.
+// Follower&Robust: follows the predicted cache while it costs no more than the optimum, else runs a marking
+// round.
 #include "policies/paging/follower_robust.h"
 
 #include <algorithm>
@@ -36,9 +37,14 @@ namespace {
 class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
  public:
   FollowerRobustCache(const CacheSetup& setup, std::uint64_t seed, std::unique_ptr<Prediction> prediction)
-      : RequestLoop(setup), k_(static_cast<std::uint32_t>(std::min<std::uint64_t>(setup.capacity, kNoSlot - 1))),
-        random_(setup.random(RandomPurpose::eviction, seed)), prediction_(std::move(prediction)), predicted_(k_),
-        optimum_(k_), follower_(k_, 1), schedule_(robust_schedule(k_)) {}
+      : RequestLoop(setup),
+        k_(static_cast<std::uint32_t>(std::min<std::uint64_t>(setup.capacity, kNoSlot - 1))),
+        random_(setup.random(RandomPurpose::eviction, seed)),
+        prediction_(std::move(prediction)),
+        predicted_(k_),
+        optimum_(k_),
+        follower_(k_, 1),
+        schedule_(robust_schedule(k_)) {}
 
   bool contains(Page page) const override { return follower_.contains(page); }
   void grow(Page limit) {
@@ -213,12 +219,12 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
   LazyFollower follower_;
   RobustSchedule schedule_;
 
-  std::vector<Page> page_of_;                  // S
+  std::vector<Page> page_of_;  // S
   PageMap<Slot> slot_of_{kNoSlot};
-  PageMap<std::uint64_t> in_p_{0};             // number of the latest query whose state held the page
+  PageMap<std::uint64_t> in_p_{0};  // number of the latest query whose state held the page
   std::uint64_t query_ = 1;
-  SlotSet outside_;                            // S \ P
-  SlotSet unmarked_;                           // slots of S with unmarked pages
+  SlotSet outside_;   // S \ P
+  SlotSet unmarked_;  // slots of S with unmarked pages
   PageMap<Role> role_;
   std::uint64_t round_ = 0;
   std::vector<Page> old_pages_;
@@ -232,8 +238,11 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
 struct FollowerRobust final : PagePolicy {
   static constexpr PageTraits kTraits{
       .name = "follower_robust",
-      .summary = "follows the predicted cache while it misses no more than the optimum, else serves a marking round",
-      .reference = "Sadek and Elias, 2024 (F&R); the optimum's cost is that of the whole stream, as in all published runs",
+      .summary =
+          "follows the predicted cache while it misses no more than the optimum, else serves a marking round",
+      .reference =
+          "Sadek and Elias, 2024 (F&R); the optimum's cost is that of the whole stream, as in all published "
+          "runs",
       .guard_refusal = "it follows a predicted cache, which may hold exactly the unguarded pages",
       .future = true,
       .unit_only = true,

@@ -1,4 +1,5 @@
-// When Follower&Robust asks for predictions in its robust part: positions of windows and queries among k arrivals.
+// When Follower&Robust asks for predictions in its robust part: positions of windows and queries among k
+// arrivals.
 #pragma once
 
 #include <cstdint>

@@ -48,10 +48,12 @@ class GdsfRule final : public VictimRule {
 };
 
 struct Gdsf final : RulePolicy<Gdsf, GdsfRule> {
-  static constexpr PageTraits kTraits{.name = "gdsf",
-                                      .summary = "the page with the smallest clock + frequency / size leaves; the clock is the last victim's value",
-                                      .reference = "Cherkasova, HP Labs 1998; cost 1",
-                                      .guardable = true};
+  static constexpr PageTraits kTraits{
+      .name = "gdsf",
+      .summary =
+          "the page with the smallest clock + frequency / size leaves; the clock is the last victim's value",
+      .reference = "Cherkasova, HP Labs 1998; cost 1",
+      .guardable = true};
   GdsfRule make_rule(const CacheSetup&) const { return {}; }
 };
 

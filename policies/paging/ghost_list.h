@@ -7,7 +7,8 @@
 
 namespace kvsim {
 
-/// Removed entries stay in the queue until they reach its end or are too many, so every operation is O(1) amortised.
+/// Removed entries stay in the queue until they reach its end or are too many, so every operation is O(1)
+/// amortised.
 class GhostList {
  public:
   GhostList(std::uint64_t capacity, bool by_bytes) : capacity_(capacity), by_bytes_(by_bytes) {}
@@ -56,7 +57,7 @@ class GhostList {
   std::uint64_t capacity_;
   bool by_bytes_;
   std::deque<Entry> queue_;
-  PageMap<std::uint32_t> stamp_{0};        // number of the push, from 1; 0 = not a ghost
+  PageMap<std::uint32_t> stamp_{0};  // number of the push, from 1; 0 = not a ghost
   PageMap<std::uint64_t> size_of_{1};
   std::uint64_t used_ = 0, count_ = 0;
   std::uint32_t pushed_ = 0;

@@ -10,18 +10,20 @@ namespace kvsim {
 
 /// Guard (guard-and-paging 1.3, 1.8). The defaults are the strict form, the one that the theorem speaks of.
 struct GuardOptions {
-  std::uint32_t relax_times = 1;     // the first relax_times - 1 detected errors of a phase are left to the base
-  double relax_prob = 0.0;           // a detected error is left to the base with this probability
-  bool follow_if_guarded = false;    // guard the page, but let the base name the victim
+  std::uint32_t relax_times = 1;  // the first relax_times - 1 detected errors of a phase are left to the base
+  double relax_prob = 0.0;        // a detected error is left to the base with this probability
+  bool follow_if_guarded = false;  // guard the page, but let the base name the victim
   std::uint64_t seed = 0;
 };
 
-/// U = unrequested old slots, G = guarded slots, E = pages evicted in this phase. The slots of G are hidden from the base
-/// by the cache; E is kept by stamps, so opening a phase clears nothing.
+/// U = unrequested old slots, G = guarded slots, E = pages evicted in this phase. The slots of G are hidden
+/// from the base by the cache; E is kept by stamps, so opening a phase clears nothing.
 class GuardState {
  public:
   GuardState(const CacheSetup& setup, const GuardOptions& options)
-      : options_(options), random_(setup.random(RandomPurpose::eviction, options.seed)), detail_(setup.detail) {}
+      : options_(options),
+        random_(setup.random(RandomPurpose::eviction, options.seed)),
+        detail_(setup.detail) {}
 
   void grow_pages(Page limit) { evicted_in_.grow(limit); }
   void grow_slots(std::size_t slots) { unrequested_.resize(slots); }
@@ -39,8 +41,8 @@ class GuardState {
     if (detail_) counters_.detail.push_back({.begin = time});
   }
 
-  /// Asked once per victim, after phase_is_over() was dealt with: is this the re-miss of a page evicted in this phase,
-  /// and one that Guard acts upon?
+  /// Asked once per victim, after phase_is_over() was dealt with: is this the re-miss of a page evicted in
+  /// this phase, and one that Guard acts upon?
   bool is_error(Page page) {
     if (evicted_in_[page] != phase_) return false;
     ++counters_.errors;

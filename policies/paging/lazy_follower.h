@@ -1,4 +1,5 @@
-// A cache that follows other caches lazily: it evicts only on its own misses, and then what its leader does not hold.
+// A cache that follows other caches lazily: it evicts only on its own misses, and then what its leader does
+// not hold.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +10,10 @@
 
 namespace kvsim {
 
-/// Own residents C. For every leader i the pages of C that it does not hold are kept in a heap by last use, least recent
-/// first, so that following costs O(log k). The leader's content is reported by loaded() and evicted(). A page that was
-/// just requested is held by every leader, so last uses never change inside a heap.
+/// Own residents C. For every leader i the pages of C that it does not hold are kept in a heap by last use,
+/// least recent first, so that following costs O(log k). The leader's content is reported by loaded() and
+/// evicted(). A page that was just requested is held by every leader, so last uses never change inside a
+/// heap.
 class LazyFollower {
  public:
   LazyFollower(std::uint64_t capacity, std::size_t leaders) : capacity_(capacity), leaders_(leaders) {}
@@ -38,8 +40,8 @@ class LazyFollower {
     last_use_[slot] = ++clock_;
     for (Leader& leader : leaders_) leader.others.update(slot, -last_use_[slot]);
   }
-  /// A request that misses: loads the page; when full, evicts the least recently used page that leader i does not hold.
-  /// Returns the evicted page or kNoPage.
+  /// A request that misses: loads the page; when full, evicts the least recently used page that leader i does
+  /// not hold. Returns the evicted page or kNoPage.
   Page load(std::size_t i, Page page) {
     Page gone = kNoPage;
     Slot slot;

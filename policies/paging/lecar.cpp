@@ -22,7 +22,9 @@ struct LeastUsed {
 class LecarRule final : public VictimRule {
  public:
   LecarRule(const CacheSetup& setup, double rate, double base, std::unique_ptr<RandomSource> random)
-      : rate_(rate), decay_(std::log(base) / static_cast<double>(setup.capacity)), random_(std::move(random)),
+      : rate_(rate),
+        decay_(std::log(base) / static_cast<double>(setup.capacity)),
+        random_(std::move(random)),
         ghost_{GhostList(ghost_size(setup), setup.by_bytes), GhostList(ghost_size(setup), setup.by_bytes)} {}
 
   void resize(std::size_t slots) override {
@@ -77,7 +79,9 @@ class LecarRule final : public VictimRule {
   struct Past {
     std::uint64_t count = 0, evicted = 0;
   };
-  static std::uint64_t ghost_size(const CacheSetup& setup) { return std::max<std::uint64_t>(1, setup.capacity / 2); }
+  static std::uint64_t ghost_size(const CacheSetup& setup) {
+    return std::max<std::uint64_t>(1, setup.capacity / 2);
+  }
   void grow(Page limit) {
     past_.grow(limit);
     ghost_[kLru].grow(limit);
@@ -113,16 +117,18 @@ class LecarRule final : public VictimRule {
 };
 
 struct Lecar final : RulePolicy<Lecar, LecarRule> {
-  static constexpr PageTraits kTraits{.name = "lecar",
-                                      .summary = "LRU and LFU as experts, drawn by weights that fall when an evicted page comes back",
-                                      .reference = "Vietri et al., HotStorage 2018; libCacheSim's constants",
-                                      .guardable = true,
-                                      .randomised = true};
+  static constexpr PageTraits kTraits{
+      .name = "lecar",
+      .summary = "LRU and LFU as experts, drawn by weights that fall when an evicted page comes back",
+      .reference = "Vietri et al., HotStorage 2018; libCacheSim's constants",
+      .guardable = true,
+      .randomised = true};
   double rate = 0.45, discount = 0.005;
   std::uint32_t seed = 0;
   void fields(FieldVisitor& visitor) override {
     visitor.number("rate", rate, 0.0, 100.0, "learning rate");
-    visitor.number("discount", discount, 1e-12, 1.0, "what is left of a regret after one cache size of requests");
+    visitor.number("discount", discount, 1e-12, 1.0,
+                   "what is left of a regret after one cache size of requests");
     visitor.number("seed", seed, 0, 0xFFFFFFFFu, "added to the run's seed");
   }
   LecarRule make_rule(const CacheSetup& setup) const {

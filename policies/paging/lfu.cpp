@@ -50,17 +50,20 @@ class LfuRule final : public VictimRule {
 };
 
 struct Lfu final : RulePolicy<Lfu, LfuRule<false>> {
-  static constexpr PageTraits kTraits{.name = "lfu",
-                                      .summary = "the page with the fewest requests since it was loaded leaves; ties: least recent",
-                                      .reference = "classical; counts are forgotten on eviction",
-                                      .guardable = true};
+  static constexpr PageTraits kTraits{
+      .name = "lfu",
+      .summary = "the page with the fewest requests since it was loaded leaves; ties: least recent",
+      .reference = "classical; counts are forgotten on eviction",
+      .guardable = true};
   LfuRule<false> make_rule(const CacheSetup&) const { return {}; }
 };
 struct PerfectLfu final : RulePolicy<PerfectLfu, LfuRule<true>> {
-  static constexpr PageTraits kTraits{.name = "plfu",
-                                      .summary = "LFU with counts over the whole past, evicted or not; ties: least recent",
-                                      .reference = "classical (perfect LFU)",
-                                      .guardable = true};
+  static constexpr PageTraits kTraits{
+      .name = "plfu",
+      .summary = "LFU with counts over the whole past, evicted or not; ties: least recent",
+      .reference = "classical (perfect LFU)",
+      .guardable = true,
+      .stack = true};
   LfuRule<true> make_rule(const CacheSetup&) const { return {}; }
 };
 

@@ -1,4 +1,5 @@
-// LIRS: pages with short gaps between uses (LIR) hold the cache, the others (HIR) pass through a small part of it.
+// LIRS: pages with short gaps between uses (LIR) hold the cache, the others (HIR) pass through a small part
+// of it.
 #include <algorithm>
 
 #include "policies/paging/page_lists.h"
@@ -12,7 +13,8 @@ class LirsCache final : public RequestLoop<LirsCache> {
  public:
   LirsCache(const CacheSetup& setup, double hir_share)
       : RequestLoop(setup),
-        hir_capacity_(std::max<std::uint64_t>(1, static_cast<std::uint64_t>(static_cast<double>(capacity_) * hir_share))),
+        hir_capacity_(std::max<std::uint64_t>(
+            1, static_cast<std::uint64_t>(static_cast<double>(capacity_) * hir_share))),
         lir_capacity_(capacity_ - std::min(capacity_, hir_capacity_)) {}
   bool contains(Page page) const override {
     const Kind kind = kind_.find(page);
@@ -112,11 +114,12 @@ class LirsCache final : public RequestLoop<LirsCache> {
 };
 
 struct Lirs final : PagePolicy {
-  static constexpr PageTraits kTraits{.name = "lirs",
-                                      .summary = "pages with short gaps between uses hold the cache; the others pass through 1% of it",
-                                      .reference = "Jiang and Zhang, SIGMETRICS 2002; stack limited to twice the cache",
-                                      .guard_refusal = kQueuesRefusal,
-                                      .unit_only = true};
+  static constexpr PageTraits kTraits{
+      .name = "lirs",
+      .summary = "pages with short gaps between uses hold the cache; the others pass through 1% of it",
+      .reference = "Jiang and Zhang, SIGMETRICS 2002; stack limited to twice the cache",
+      .guard_refusal = kQueuesRefusal,
+      .unit_only = true};
   double hir = 0.01;
   const PageTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor& visitor) override {

@@ -7,23 +7,26 @@ namespace {
 class LMarkerCache final : public MarkingCache<LMarkerCache> {
  public:
   using MarkingCache<LMarkerCache>::MarkingCache;
-  Slot choose(const PageRequest& request) { return is_stale(request.page) ? draw_unmarked() : farthest_unmarked(); }
+  Slot choose(const PageRequest& request) {
+    return is_stale(request.page) ? draw_unmarked() : farthest_unmarked();
+  }
 };
 
 struct LMarker final : MarkingPolicy<LMarker, LMarkerCache> {
-  static constexpr PageTraits kTraits{
-      .name = "lmarker",
-      .summary = "Marker; clean misses evict the farthest predicted unmarked page, stale ones a uniform unmarked page",
-      .reference = "Rohatgi, 2020; equal to Guard without protection",
-      .guard_refusal = kMarksRefusal,
-      .unit_only = true,
-      .randomised = true};
+  static constexpr PageTraits kTraits{.name = "lmarker",
+                                      .summary =
+                                          "Marker; clean misses evict the farthest predicted unmarked page, "
+                                          "stale ones a uniform unmarked page",
+                                      .reference = "Rohatgi, 2020; equal to Guard without protection",
+                                      .guard_refusal = kMarksRefusal,
+                                      .unit_only = true,
+                                      .randomised = true};
   static constexpr std::string_view kPredictor = "oracle";
   static constexpr PredictionKind kKind = PredictionKind::next_use;
 };
 
-/// Phases of k distinct pages: the (k+1)-th opens the next. A stale page whose eviction was caused by a clean one evicts
-/// any page, marked or not.
+/// Phases of k distinct pages: the (k+1)-th opens the next. A stale page whose eviction was caused by a clean
+/// one evicts any page, marked or not.
 class LNonMarkerCache final : public MarkingCache<LNonMarkerCache> {
  public:
   LNonMarkerCache(const CacheSetup& setup, std::uint64_t policy_seed, std::unique_ptr<Prediction> prediction)
@@ -65,7 +68,9 @@ class LNonMarkerCache final : public MarkingCache<LNonMarkerCache> {
 struct LNonMarker final : MarkingPolicy<LNonMarker, LNonMarkerCache> {
   static constexpr PageTraits kTraits{
       .name = "lnonmarker",
-      .summary = "as lmarker, but a stale page evicted by a clean one evicts any page; not robust alone, combine it with marker",
+      .summary =
+          "as lmarker, but a stale page evicted by a clean one evicts any page; not robust alone, combine it "
+          "with marker",
       .reference = "Rohatgi, 2020; phases as in chledowski/ml_caching_with_guarantees",
       .guard_refusal = kMarksRefusal,
       .unit_only = true,

@@ -20,7 +20,8 @@ struct LrbOptions {
 class LrbRule final : public VictimRule {
  public:
   LrbRule(const CacheSetup& setup, const LrbOptions& options)
-      : options_(options), window_(options.window > 0 ? options.window : default_window(setup)),
+      : options_(options),
+        window_(options.window > 0 ? options.window : default_window(setup)),
         random_(setup.random(RandomPurpose::sampling, options.seed)) {}
 
   void resize(std::size_t slots) override {
@@ -79,7 +80,8 @@ class LrbRule final : public VictimRule {
   };
 
   static std::uint64_t default_window(const CacheSetup& setup) {
-    // Where pages have one size, so many requests that nobody keeps a page longer for nothing; by byte, the paper's own.
+    // Where pages have one size, so many requests that nobody keeps a page longer for nothing; by byte, the
+    // paper's own.
     constexpr std::uint64_t kPaper = 67'108'864;
     return setup.by_bytes ? kPaper : std::max<std::uint64_t>(1024, 8 * setup.capacity);
   }
@@ -88,9 +90,11 @@ class LrbRule final : public VictimRule {
   void observe(const PageRequest& r) {
     features_.grow(r.page + 1);
     open_.grow(r.page + 1);
-    for (const std::uint64_t number : open_[r.page]) close(number, static_cast<double>(r.time - sample(number).time));
+    for (const std::uint64_t number : open_[r.page])
+      close(number, static_cast<double>(r.time - sample(number).time));
     open_[r.page].clear();
-    while (!samples_.empty() && (!samples_.front().open || r.time - samples_.front().time >= window_)) expire();
+    while (!samples_.empty() && (!samples_.front().open || r.time - samples_.front().time >= window_))
+      expire();
     features_.request(r.page, r.time, r.size);
     if (!visible_.empty()) {
       const Page page = page_[visible_.draw(*random_)];
@@ -116,7 +120,8 @@ class LrbRule final : public VictimRule {
     ++first_;
   }
   void train() {
-    const MatrixView<const float> view{rows_.data(), targets_.size(), ReuseFeatures::kCount, ReuseFeatures::kCount};
+    const MatrixView<const float> view{rows_.data(), targets_.size(), ReuseFeatures::kCount,
+                                       ReuseFeatures::kCount};
     model_ = BoostedTrees::fit(view, targets_, {}, *random_);
     rows_.clear();
     targets_.clear();
@@ -130,9 +135,9 @@ class LrbRule final : public VictimRule {
   std::vector<Page> page_;
   std::vector<double> size_;
   ReuseFeatures features_;
-  PageMap<std::vector<std::uint64_t>> open_;   // numbers of a page's unanswered samples
+  PageMap<std::vector<std::uint64_t>> open_;  // numbers of a page's unanswered samples
   std::deque<Sample> samples_;
-  std::uint64_t first_ = 0;                    // number of samples_.front()
+  std::uint64_t first_ = 0;  // number of samples_.front()
   std::vector<float> rows_, targets_;
   std::optional<BoostedTrees> model_;
 };
@@ -140,13 +145,15 @@ class LrbRule final : public VictimRule {
 struct Lrb final : RulePolicy<Lrb, LrbRule> {
   static constexpr PageTraits kTraits{
       .name = "lrb",
-      .summary = "boosted trees guess the time to the next request; the farthest of a sample of residents leaves",
+      .summary =
+          "boosted trees guess the time to the next request; the farthest of a sample of residents leaves",
       .reference = "Song et al., NSDI 2020 (LRB), with trees of our own and 10 instead of 31 gaps",
       .guardable = true,
       .randomised = true};
   LrbOptions options;
   void fields(FieldVisitor& visitor) override {
-    visitor.number("window", options.window, 0, 0xFFFFFFFFu, "requests after which a page counts as gone; 0 = 8 * capacity");
+    visitor.number("window", options.window, 0, 0xFFFFFFFFu,
+                   "requests after which a page counts as gone; 0 = 8 * capacity");
     visitor.number("batch", options.batch, 64, 1u << 24, "labels per training");
     visitor.number("samples", options.samples, 1, 1u << 20, "residents looked at per eviction");
     visitor.flag("by_size", options.by_size, "weigh the time with the size (fewest object misses)");

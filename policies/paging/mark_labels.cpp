@@ -15,12 +15,13 @@ class Mark0Cache final : public MarkingCache<Mark0Cache> {
 };
 
 struct Mark0 final : MarkingPolicy<Mark0, Mark0Cache> {
-  static constexpr PageTraits kTraits{.name = "mark0",
-                                      .summary = "Marker that drops a page at once when its label says it may leave",
-                                      .reference = "Antoniadis et al., 2023; Cache-Coliseum's form",
-                                      .guard_refusal = kMarksRefusal,
-                                      .unit_only = true,
-                                      .randomised = true};
+  static constexpr PageTraits kTraits{
+      .name = "mark0",
+      .summary = "Marker that drops a page at once when its label says it may leave",
+      .reference = "Antoniadis et al., 2023; Cache-Coliseum's form",
+      .guard_refusal = kMarksRefusal,
+      .unit_only = true,
+      .randomised = true};
   static constexpr std::string_view kPredictor = "labels";
   static constexpr PredictionKind kKind = PredictionKind::label;
 };
@@ -28,7 +29,8 @@ struct Mark0 final : MarkingPolicy<Mark0, Mark0Cache> {
 class MarkPredictCache final : public MarkingCache<MarkPredictCache> {
  public:
   using MarkingCache<MarkPredictCache>::MarkingCache;
-  /// The heap orders unmarked slots by label, so its top tells whether a labelled one exists; the draw is uniform.
+  /// The heap orders unmarked slots by label, so its top tells whether a labelled one exists; the draw is
+  /// uniform.
   Slot choose(const PageRequest&) {
     if (value_[farthest_unmarked()] < 0.5) return draw_unmarked();
     labelled_.resize(k_);
@@ -46,7 +48,8 @@ class MarkPredictCache final : public MarkingCache<MarkPredictCache> {
 struct MarkPredict final : MarkingPolicy<MarkPredict, MarkPredictCache> {
   static constexpr PageTraits kTraits{
       .name = "mark_predict",
-      .summary = "Marker that evicts a uniform unmarked page labelled 1, else a uniform unmarked page; O(k) a miss",
+      .summary =
+          "Marker that evicts a uniform unmarked page labelled 1, else a uniform unmarked page; O(k) a miss",
       .reference = "Antoniadis et al., 2023 (Mark&Predict)",
       .guard_refusal = kMarksRefusal,
       .unit_only = true,

@@ -1,4 +1,5 @@
-// Marker: a random page that was not requested in the phase leaves; and Cache-Coliseum's variant of its phases.
+// Marker: a random page that was not requested in the phase leaves; and Cache-Coliseum's variant of its
+// phases.
 #include "policies/paging/marking_cache.h"
 #include "policies/paging/page_registry.h"
 
@@ -19,8 +20,9 @@ template <bool kEager>
 struct Marker final : PagePolicy {
   static constexpr PageTraits kTraits{
       .name = kEager ? "marker_eager" : "marker",
-      .summary = kEager ? "Marker whose phase opens at any request when all pages are marked"
-                        : "a uniform page that was not requested in this phase leaves; (2 H_k - 1)-competitive",
+      .summary = kEager
+                     ? "Marker whose phase opens at any request when all pages are marked"
+                     : "a uniform page that was not requested in this phase leaves; (2 H_k - 1)-competitive",
       .reference = kEager ? "Cache-Coliseum's Marker, to reproduce its numbers" : "Fiat et al., 1991",
       .guard_refusal = kMarksRefusal,
       .unit_only = true,

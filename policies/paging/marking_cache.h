@@ -15,15 +15,18 @@
 
 namespace kvsim {
 
-/// A request marks its slot. A miss on a full cache with all slots marked opens a phase: all marks go, and the resident
-/// pages are the phase's stale ones. Derived names the victim of a miss among the unmarked (`Slot choose(const
-/// PageRequest&)`) and may take part in what follows. Pages of one size.
+/// A request marks its slot. A miss on a full cache with all slots marked opens a phase: all marks go, and
+/// the resident pages are the phase's stale ones. Derived names the victim of a miss among the unmarked
+/// (`Slot choose(const PageRequest&)`) and may take part in what follows. Pages of one size.
 template <typename Derived>
 class MarkingCache : public RequestLoop<Derived> {
  public:
-  MarkingCache(const CacheSetup& setup, std::uint64_t policy_seed, std::unique_ptr<Prediction> prediction = nullptr)
-      : RequestLoop<Derived>(setup), k_(static_cast<std::uint32_t>(std::min<std::uint64_t>(setup.capacity, kNoSlot - 1))),
-        random_(setup.random(RandomPurpose::eviction, policy_seed)), prediction_(std::move(prediction)) {}
+  MarkingCache(const CacheSetup& setup, std::uint64_t policy_seed,
+               std::unique_ptr<Prediction> prediction = nullptr)
+      : RequestLoop<Derived>(setup),
+        k_(static_cast<std::uint32_t>(std::min<std::uint64_t>(setup.capacity, kNoSlot - 1))),
+        random_(setup.random(RandomPurpose::eviction, policy_seed)),
+        prediction_(std::move(prediction)) {}
 
   bool contains(Page page) const override { return slot_of_.find(page) != kNoSlot; }
   void grow(Page limit) {

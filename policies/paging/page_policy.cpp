@@ -39,10 +39,13 @@ void PageCache::serve_step(const RequestBlock& set, PageTally& tally) {
 std::string PagePolicy::refusal(const CacheSetup& setup) const {
   const PageTraits& t = traits();
   if (needs_future() && !setup.knows_future) {
-    return fmt::format("{} needs to know the future, and this input is read as a stream without it: hold it in memory, "
-                       "or give a format that carries next accesses (oracleGeneral)", t.name);
+    return fmt::format(
+        "{} needs to know the future, and this input is read as a stream without it: hold it in memory, "
+        "or give a format that carries next accesses (oracleGeneral)",
+        t.name);
   }
-  if (t.unit_only && setup.by_bytes) return fmt::format("{} is defined for pages of one size, not by byte", t.name);
+  if (t.unit_only && setup.by_bytes)
+    return fmt::format("{} is defined for pages of one size, not by byte", t.name);
   return {};
 }
 

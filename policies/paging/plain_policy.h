@@ -11,7 +11,9 @@ template <typename Derived, typename Cache>
 class PlainPolicy : public PagePolicy {
  public:
   const PageTraits& traits() const override { return Derived::kTraits; }
-  std::unique_ptr<PageCache> start(const CacheSetup& setup) const override { return std::make_unique<Cache>(setup); }
+  std::unique_ptr<PageCache> start(const CacheSetup& setup) const override {
+    return std::make_unique<Cache>(setup);
+  }
 };
 
 inline constexpr std::string_view kQueuesRefusal =

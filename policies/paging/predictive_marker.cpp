@@ -6,8 +6,9 @@
 namespace kvsim {
 namespace {
 
-/// A clean miss opens a chain whose representative is the page that it evicts. A miss on a stale page is one on the
-/// representative of some chain: the chain grows, and once longer than gamma * H_k it evicts at random.
+/// A clean miss opens a chain whose representative is the page that it evicts. A miss on a stale page is one
+/// on the representative of some chain: the chain grows, and once longer than gamma * H_k it evicts at
+/// random.
 class PredictiveMarkerCache final : public MarkingCache<PredictiveMarkerCache> {
  public:
   using MarkingCache<PredictiveMarkerCache>::MarkingCache;
@@ -28,19 +29,20 @@ class PredictiveMarkerCache final : public MarkingCache<PredictiveMarkerCache> {
 
  private:
   double longest_ = 0;
-  std::vector<std::uint64_t> length_;   // chains of this phase
-  PageMap<std::size_t> chain_of_;       // of representatives: stale pages evicted in this phase
+  std::vector<std::uint64_t> length_;  // chains of this phase
+  PageMap<std::size_t> chain_of_;      // of representatives: stale pages evicted in this phase
   std::size_t current_ = 0;
 };
 
 struct PredictiveMarker final : MarkingPolicy<PredictiveMarker, PredictiveMarkerCache> {
-  static constexpr PageTraits kTraits{
-      .name = "predictive_marker",
-      .summary = "Marker that evicts the farthest predicted unmarked page until its chain is longer than gamma * H_k",
-      .reference = "Lykouris and Vassilvitskii, 2018; ties: lowest slot",
-      .guard_refusal = kMarksRefusal,
-      .unit_only = true,
-      .randomised = true};
+  static constexpr PageTraits kTraits{.name = "predictive_marker",
+                                      .summary =
+                                          "Marker that evicts the farthest predicted unmarked page until its "
+                                          "chain is longer than gamma * H_k",
+                                      .reference = "Lykouris and Vassilvitskii, 2018; ties: lowest slot",
+                                      .guard_refusal = kMarksRefusal,
+                                      .unit_only = true,
+                                      .randomised = true};
   static constexpr std::string_view kPredictor = "oracle";
   static constexpr PredictionKind kKind = PredictionKind::next_use;
   double gamma = 1;

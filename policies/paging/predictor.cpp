@@ -35,9 +35,12 @@ double standard_normal(RandomSource& random) {
 
 std::string_view to_text(PredictionKind kind) {
   switch (kind) {
-    case PredictionKind::next_use: return "next_use";
-    case PredictionKind::label: return "label";
-    case PredictionKind::score: return "score";
+    case PredictionKind::next_use:
+      return "next_use";
+    case PredictionKind::label:
+      return "label";
+    case PredictionKind::score:
+      return "score";
   }
   return "";
 }
@@ -53,10 +56,13 @@ std::vector<const PredictorTraits*> all_predictors() {
   return out;
 }
 
-PredictorField::PredictorField(std::string_view spec, PredictionKind kind) : kind_(kind) { spec_.text = spec; }
+PredictorField::PredictorField(std::string_view spec, PredictionKind kind) : kind_(kind) {
+  spec_.text = spec;
+}
 
 void PredictorField::field(FieldVisitor& visitor) {
-  visitor.value("predictor", spec_, "where predictions come from: a predictor of kind " + std::string(to_text(kind_)));
+  visitor.value("predictor", spec_,
+                "where predictions come from: a predictor of kind " + std::string(to_text(kind_)));
 }
 
 void PredictorField::prepare(std::string_view policy) {
@@ -65,15 +71,16 @@ void PredictorField::prepare(std::string_view policy) {
     std::vector<std::string> names;
     for (const auto& [known, entry] : table()) names.push_back(known);
     const std::string near = nearest_name(spec_.text, names);
-    throw UserError("{}: unknown predictor '{}'{}; 'kvsim list predictors' shows them all", policy, to_text(spec_),
-                    near.empty() ? "" : fmt::format(", did you mean '{}'?", near));
+    throw UserError("{}: unknown predictor '{}'{}; 'kvsim list predictors' shows them all", policy,
+                    to_text(spec_), near.empty() ? "" : fmt::format(", did you mean '{}'?", near));
   }
   predictor_ = found->second.factory();
   bind_fields(spec_, [this](FieldVisitor& visitor) { predictor_->fields(visitor); });
   predictor_->prepare();
   if (predictor_->traits().kind != kind_) {
-    throw UserError("{} needs a predictor of kind {}, and {} is of kind {}; 'kvsim list predictors' shows them all",
-                    policy, to_text(kind_), spec_.text, to_text(predictor_->traits().kind));
+    throw UserError(
+        "{} needs a predictor of kind {}, and {} is of kind {}; 'kvsim list predictors' shows them all",
+        policy, to_text(kind_), spec_.text, to_text(predictor_->traits().kind));
   }
   spec_ = parse_specs(print_fields(spec_.text, [this](FieldVisitor& v) { predictor_->fields(v); })).at(0);
 }
@@ -81,15 +88,18 @@ void PredictorField::prepare(std::string_view policy) {
 std::string PredictorField::refusal(std::string_view policy, const CacheSetup& setup) const {
   const PredictorTraits& t = predictor_->traits();
   if ((t.future && !setup.knows_future) || (t.in_memory && setup.pages.empty() && setup.requests != 0)) {
-    return fmt::format("{}: predictor {} needs to know the future, and this input is read as a stream without it", policy,
-                       t.name);
+    return fmt::format(
+        "{}: predictor {} needs to know the future, and this input is read as a stream without it", policy,
+        t.name);
   }
   if (t.attention && setup.attention == nullptr) {
-    return fmt::format("{}: predictor {} reads attention, and this input has none (only attention recordings do)", policy,
-                       t.name);
+    return fmt::format(
+        "{}: predictor {} reads attention, and this input has none (only attention recordings do)", policy,
+        t.name);
   }
   if (t.unit_sets_only && (setup.in_sets || setup.by_bytes)) {
-    return fmt::format("{}: predictor {} is defined for pages of one size, one request at a time", policy, t.name);
+    return fmt::format("{}: predictor {} is defined for pages of one size, one request at a time", policy,
+                       t.name);
   }
   return {};
 }
@@ -106,8 +116,8 @@ void NoiseField::prepare(std::string_view predictor, bool label) {
                                                               {"lognormal", Form::lognormal},
                                                               {"flip", Form::flip}};
   const auto found = forms.find(spec_.text);
-  const bool fits = found != forms.end() &&
-                    (found->second == Form::none || (found->second == Form::flip) == label);
+  const bool fits =
+      found != forms.end() && (found->second == Form::none || (found->second == Form::flip) == label);
   if (!fits) {
     throw UserError("{}: noise={} does not fit, expected {}", predictor, to_text(spec_),
                     label ? "none or flip(p)" : "none, inverted, normal(sigma) or lognormal(sigma)");
@@ -123,10 +133,14 @@ void NoiseField::prepare(std::string_view predictor, bool label) {
 
 double NoiseField::next_use(double exact, RandomSource& random) const {
   switch (form_) {
-    case Form::inverted: return -exact;
-    case Form::normal: return amount_ == 0 ? exact : exact + amount_ * standard_normal(random);
-    case Form::lognormal: return amount_ == 0 ? exact : exact + std::exp(amount_ * standard_normal(random));
-    default: return exact;
+    case Form::inverted:
+      return -exact;
+    case Form::normal:
+      return amount_ == 0 ? exact : exact + amount_ * standard_normal(random);
+    case Form::lognormal:
+      return amount_ == 0 ? exact : exact + std::exp(amount_ * standard_normal(random));
+    default:
+      return exact;
   }
 }
 

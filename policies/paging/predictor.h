@@ -22,9 +22,9 @@ std::string_view to_text(PredictionKind kind);
 struct PredictorTraits {
   std::string_view name = {}, summary = {}, reference = {};
   PredictionKind kind = PredictionKind::next_use;
-  bool future = false;      // reads next uses
-  bool in_memory = false;   // reads the whole stream before it starts
-  bool attention = false;   // reads CacheSetup::attention
+  bool future = false;     // reads next uses
+  bool in_memory = false;  // reads the whole stream before it starts
+  bool attention = false;  // reads CacheSetup::attention
   bool unit_sets_only = false;
 };
 
@@ -76,7 +76,8 @@ class PredictorField {
   std::unique_ptr<Predictor> predictor_;
 };
 
-/// Noise on next uses and labels (guard-and-paging 4.2): none, inverted, normal(sigma), lognormal(sigma), flip(p).
+/// Noise on next uses and labels (guard-and-paging 4.2): none, inverted, normal(sigma), lognormal(sigma),
+/// flip(p).
 class NoiseField {
  public:
   NoiseField() { spec_.text = "none"; }

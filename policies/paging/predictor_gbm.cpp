@@ -26,7 +26,8 @@ class GbmRun final : public Prediction {
     BoostingOptions options;
     options.logistic = true;
     options.trees = 100;
-    model_ = BoostedTrees::fit({rows.data(), training_, ReuseFeatures::kCount, ReuseFeatures::kCount}, targets, options, *random);
+    model_ = BoostedTrees::fit({rows.data(), training_, ReuseFeatures::kCount, ReuseFeatures::kCount},
+                               targets, options, *random);
   }
   double predict(const PageRequest& request) override {
     features_.grow(request.page + 1);
@@ -38,7 +39,8 @@ class GbmRun final : public Prediction {
   /// Belady on the training part alone, so that nothing behind it is known.
   std::vector<bool> labels_of(const CacheSetup& setup) const {
     const auto n = static_cast<std::uint32_t>(training_);
-    std::vector<std::uint32_t> next(setup.next.begin(), setup.next.begin() + static_cast<std::ptrdiff_t>(training_));
+    std::vector<std::uint32_t> next(setup.next.begin(),
+                                    setup.next.begin() + static_cast<std::ptrdiff_t>(training_));
     for (std::uint32_t& t : next) t = std::min(t, n);
     return belady_labels(setup.pages.first(training_), next, setup.capacity);
   }
@@ -51,7 +53,9 @@ class GbmRun final : public Prediction {
 struct Gbm final : Predictor {
   static constexpr PredictorTraits kTraits{
       .name = "gbm",
-      .summary = "boosted trees on gaps and decayed counts, trained on Belady's labels of the first part of the stream",
+      .summary =
+          "boosted trees on gaps and decayed counts, trained on Belady's labels of the first part of the "
+          "stream",
       .reference = "guard-and-paging 4.3 (GBM, there called LRB); leave the training part out with --warmup",
       .kind = PredictionKind::label,
       .future = true,

@@ -69,12 +69,15 @@ class PlecoRun final : public Prediction {
 };
 
 struct Pleco final : Predictor {
-  static constexpr PredictorTraits kTraits{.name = "pleco",
-                                           .summary = "1 / probability by a power law over past requests; O(past requests of the page) each",
-                                           .reference = "Antoniadis et al., 2020 (PLECO, BrightKite parameters)",
-                                           .kind = PredictionKind::next_use};
+  static constexpr PredictorTraits kTraits{
+      .name = "pleco",
+      .summary = "1 / probability by a power law over past requests; O(past requests of the page) each",
+      .reference = "Antoniadis et al., 2020 (PLECO, BrightKite parameters)",
+      .kind = PredictionKind::next_use};
   const PredictorTraits& traits() const override { return kTraits; }
-  std::unique_ptr<Prediction> start(const CacheSetup&) const override { return std::make_unique<PlecoRun>(false); }
+  std::unique_ptr<Prediction> start(const CacheSetup&) const override {
+    return std::make_unique<PlecoRun>(false);
+  }
 };
 
 struct PlecoLabel final : Predictor {
@@ -83,7 +86,9 @@ struct PlecoLabel final : Predictor {
                                            .reference = "guard-and-paging 4.3 (PLECO-Bin)",
                                            .kind = PredictionKind::label};
   const PredictorTraits& traits() const override { return kTraits; }
-  std::unique_ptr<Prediction> start(const CacheSetup&) const override { return std::make_unique<PlecoRun>(true); }
+  std::unique_ptr<Prediction> start(const CacheSetup&) const override {
+    return std::make_unique<PlecoRun>(true);
+  }
 };
 
 /// The request rate of a page as a moving average with a half-life; the next use is one mean gap away.
@@ -120,7 +125,9 @@ struct History final : Predictor {
   void fields(FieldVisitor& visitor) override {
     visitor.number("half_life", half_life, 1.0, 1e12, "of the moving average, in requests or steps");
   }
-  std::unique_ptr<Prediction> start(const CacheSetup&) const override { return std::make_unique<HistoryRun>(half_life); }
+  std::unique_ptr<Prediction> start(const CacheSetup&) const override {
+    return std::make_unique<HistoryRun>(half_life);
+  }
 };
 
 class FileRun final : public Prediction {
@@ -128,8 +135,8 @@ class FileRun final : public Prediction {
   FileRun(std::span<const double> numbers, std::string path) : numbers_(numbers), path_(std::move(path)) {}
   double predict(const PageRequest&) override {
     if (at_ == numbers_.size()) {
-      throw UserError("{}: {} predictions, but the stream has more requests; give one number per request", path_,
-                      numbers_.size());
+      throw UserError("{}: {} predictions, but the stream has more requests; give one number per request",
+                      path_, numbers_.size());
     }
     return numbers_[at_++];
   }
@@ -144,16 +151,19 @@ class FileRun final : public Prediction {
 template <PredictionKind kKind>
 struct FromFile final : Predictor {
   static constexpr bool kLabel = kKind == PredictionKind::label;
-  static constexpr PredictorTraits kTraits{
-      .name = kLabel ? "file_label" : "file",
-      .summary = kLabel ? "a user's labels, one 0 or 1 per request" : "a user's next uses, one number per request",
-      .reference = "",
-      .kind = kKind};
+  static constexpr PredictorTraits kTraits{.name = kLabel ? "file_label" : "file",
+                                           .summary = kLabel ? "a user's labels, one 0 or 1 per request"
+                                                             : "a user's next uses, one number per request",
+                                           .reference = "",
+                                           .kind = kKind};
   std::string path;
   const PredictorTraits& traits() const override { return kTraits; }
-  void fields(FieldVisitor& visitor) override { visitor.text("path", path, "text file with one number per request"); }
+  void fields(FieldVisitor& visitor) override {
+    visitor.text("path", path, "text file with one number per request");
+  }
   void prepare() override {
-    if (path.empty()) throw UserError("{}: path is missing, write {}(path=\"...\")", kTraits.name, kTraits.name);
+    if (path.empty())
+      throw UserError("{}: path is missing, write {}(path=\"...\")", kTraits.name, kTraits.name);
   }
   std::unique_ptr<Prediction> start(const CacheSetup& setup) const override {
     if (!setup.numbers) throw UserError("{}: no files can be read here", kTraits.name);
@@ -161,7 +171,8 @@ struct FromFile final : Predictor {
   }
 };
 
-/// Scores that residents have at every step: attention mass of the step, its moving average, or a lookahead's mean.
+/// Scores that residents have at every step: attention mass of the step, its moving average, or a lookahead's
+/// mean.
 class AttentionRun final : public Prediction {
  public:
   AttentionRun(const AttentionScores& scores, std::size_t source, double half_life) : scores_(scores) {
@@ -200,7 +211,9 @@ class AttentionRun final : public Prediction {
 struct Attention final : Predictor {
   static constexpr PredictorTraits kTraits{
       .name = "attention",
-      .summary = "the page's attention mass: of the last step, its moving average, or of a lookahead's pseudo queries",
+      .summary =
+          "the page's attention mass: of the last step, its moving average, or of a lookahead's pseudo "
+          "queries",
       .reference = "guard-and-paging 7.7 (no perfect limit: robustness holds, 1-consistency does not)",
       .kind = PredictionKind::score,
       .attention = true};

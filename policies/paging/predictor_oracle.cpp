@@ -1,8 +1,8 @@
 // Predictors that read the future: next use, Belady's labels and phase labels, each with noise.
 #include "policies/paging/belady_labels.h"
+#include "policies/paging/page_map.h"
 #include "policies/paging/predictor.h"
 #include "policies/paging/slot_heap.h"
-#include "policies/paging/page_map.h"
 
 namespace kvsim {
 namespace {
@@ -10,7 +10,8 @@ namespace {
 class OracleRun final : public Prediction {
  public:
   OracleRun(const CacheSetup& setup, const NoiseField& noise)
-      : noise_(noise), random_(setup.random(RandomPurpose::noise, noise.seed())),
+      : noise_(noise),
+        random_(setup.random(RandomPurpose::noise, noise.seed())),
         never_(static_cast<double>(setup.requests) + 1.0) {}
   double predict(const PageRequest& request) override {
     const double exact = request.next_use == kNeverAgain ? never_ : static_cast<double>(request.next_use);
@@ -26,7 +27,8 @@ class OracleRun final : public Prediction {
 struct Oracle final : Predictor {
   static constexpr PredictorTraits kTraits{
       .name = "oracle",
-      .summary = "the true next use plus noise; a page that never comes back has the length of the stream + 1",
+      .summary =
+          "the true next use plus noise; a page that never comes back has the length of the stream + 1",
       .reference = "guard-and-paging 4.1, 4.2",
       .kind = PredictionKind::next_use,
       .future = true};
@@ -39,8 +41,9 @@ struct Oracle final : Predictor {
   }
 };
 
-/// Labels of Mark&Predict: the stream is cut where k distinct pages were seen (at the first request after them); a request
-/// of a phase whose page is requested in the next phase gets 0, all others 1; the last two phases keep 1.
+/// Labels of Mark&Predict: the stream is cut where k distinct pages were seen (at the first request after
+/// them); a request of a phase whose page is requested in the next phase gets 0, all others 1; the last two
+/// phases keep 1.
 std::vector<bool> phase_labels(std::span<const Page> pages, std::uint64_t capacity) {
   std::vector<std::size_t> begin{0};
   PageMap<std::size_t> seen{0};  // number of the phase, from 1
@@ -61,7 +64,8 @@ std::vector<bool> phase_labels(std::span<const Page> pages, std::uint64_t capaci
   requested_in.grow(static_cast<Page>(seen.size()));
   for (std::size_t phase = 0; phase + 2 < begin.size(); ++phase) {
     for (std::size_t t = begin[phase + 1]; t < begin[phase + 2]; ++t) requested_in[pages[t]] = phase + 1;
-    for (std::size_t t = begin[phase]; t < begin[phase + 1]; ++t) labels[t] = requested_in[pages[t]] != phase + 1;
+    for (std::size_t t = begin[phase]; t < begin[phase + 1]; ++t)
+      labels[t] = requested_in[pages[t]] != phase + 1;
   }
   return labels;
 }
@@ -69,7 +73,9 @@ std::vector<bool> phase_labels(std::span<const Page> pages, std::uint64_t capaci
 class LabelRun final : public Prediction {
  public:
   LabelRun(std::vector<bool> labels, const CacheSetup& setup, const NoiseField& noise)
-      : labels_(std::move(labels)), noise_(noise), random_(setup.random(RandomPurpose::noise, noise.seed())) {}
+      : labels_(std::move(labels)),
+        noise_(noise),
+        random_(setup.random(RandomPurpose::noise, noise.seed())) {}
   double predict(const PageRequest& request) override {
     return noise_.label(labels_[request.time], *random_) ? 1.0 : 0.0;
   }
@@ -101,7 +107,8 @@ struct Labels final : Predictor {
 struct PhaseLabels final : Predictor {
   static constexpr PredictorTraits kTraits{
       .name = "phase_labels",
-      .summary = "0 when the page is requested in the next phase of k distinct pages, turned with probability p",
+      .summary =
+          "0 when the page is requested in the next phase of k distinct pages, turned with probability p",
       .reference = "Antoniadis et al., 2023; guard-and-paging 2.2",
       .kind = PredictionKind::label,
       .future = true,

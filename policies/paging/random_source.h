@@ -17,8 +17,8 @@ class RandomSource {
   virtual std::uint32_t below(std::uint32_t bound) = 0;
   /// Uniform in [0, 1).
   virtual double unit() = 0;
-  /// True when below(n) means the n-th smallest slot of a set: independent of how sets are stored, for comparison with
-  /// other programs. O(k) a draw.
+  /// True when below(n) means the n-th smallest slot of a set: independent of how sets are stored, for
+  /// comparison with other programs. O(k) a draw.
   virtual bool ascending() const { return false; }
 };
 

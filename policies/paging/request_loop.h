@@ -8,7 +8,8 @@
 namespace kvsim {
 
 /// Derived provides `void grow(Page limit)`, `bool access(const PageRequest&)` (true on a hit) and may hide
-/// `prefetch(Page)`; it counts its own admissions and evictions in `admitted_`, `admitted_bytes_` and `evicted_`.
+/// `prefetch(Page)`; it counts its own admissions and evictions in `admitted_`, `admitted_bytes_` and
+/// `evicted_`.
 template <typename Derived>
 class RequestLoop : public PageCache {
  public:
@@ -22,7 +23,8 @@ class RequestLoop : public PageCache {
     evicted_page_ = kNoPage;
     if (block.sizes.empty() && block.next_use.empty()) {
       run(self, block, tally, [&](std::size_t i) {
-        return PageRequest{block.pages[i], 1, block.one_time ? block.first_time : block.first_time + i, kNeverAgain};
+        return PageRequest{block.pages[i], 1, block.one_time ? block.first_time : block.first_time + i,
+                           kNeverAgain};
       });
     } else {
       run(self, block, tally, [&](std::size_t i) { return block.at(i); });

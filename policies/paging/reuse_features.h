@@ -1,4 +1,5 @@
-// What learned predictors know of a page: gaps between its latest requests, and exponentially decayed counters.
+// What learned predictors know of a page: gaps between its latest requests, and exponentially decayed
+// counters.
 #pragma once
 
 #include <array>
@@ -10,8 +11,8 @@
 
 namespace kvsim {
 
-/// Features: time since the last request, up to 10 gaps (absent: infinite), number of requests, size, and 10 counters
-/// edc_i <- 1 + edc_i * 2^(-gap / 2^(first_window + i)) (Song et al., NSDI 2020).
+/// Features: time since the last request, up to 10 gaps (absent: infinite), number of requests, size, and 10
+/// counters edc_i <- 1 + edc_i * 2^(-gap / 2^(first_window + i)) (Song et al., NSDI 2020).
 class ReuseFeatures {
  public:
   static constexpr std::size_t kGaps = 10, kCounters = 10, kCount = 3 + kGaps + kCounters;
@@ -55,7 +56,9 @@ class ReuseFeatures {
     std::array<float, kGaps> gaps{};
     std::array<float, kCounters> counters{};
   };
-  static float decay(float gap, std::size_t i) { return std::exp2(-gap / static_cast<float>(1u << (10 + i))); }
+  static float decay(float gap, std::size_t i) {
+    return std::exp2(-gap / static_cast<float>(1u << (10 + i)));
+  }
 
   PageMap<State> pages_;
 };

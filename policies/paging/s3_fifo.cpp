@@ -8,13 +8,17 @@
 namespace kvsim {
 namespace {
 
-/// One byte per page (queue and uses up to 3) and two rings of page numbers are all its state, beside the ghosts.
+/// One byte per page (queue and uses up to 3) and two rings of page numbers are all its state, beside the
+/// ghosts.
 class S3FifoCache final : public RequestLoop<S3FifoCache> {
  public:
   S3FifoCache(const CacheSetup& setup, double small_share, double ghost_share, std::uint32_t threshold)
-      : RequestLoop(setup), by_bytes_(setup.by_bytes), threshold_(threshold),
+      : RequestLoop(setup),
+        by_bytes_(setup.by_bytes),
+        threshold_(threshold),
         small_capacity_(share_of(setup.capacity, small_share)),
-        main_capacity_(std::max<std::uint64_t>(1, setup.capacity - std::min(setup.capacity, small_capacity_))),
+        main_capacity_(
+            std::max<std::uint64_t>(1, setup.capacity - std::min(setup.capacity, small_capacity_))),
         ghost_(share_of(setup.capacity, ghost_share), setup.by_bytes) {}
 
   bool contains(Page page) const override { return state_.find(page) != 0; }
@@ -106,10 +110,11 @@ class S3FifoCache final : public RequestLoop<S3FifoCache> {
 };
 
 struct S3Fifo final : PagePolicy {
-  static constexpr PageTraits kTraits{.name = "s3_fifo",
-                                      .summary = "small FIFO, main FIFO with reinsertion, and a ghost queue; queues hold at least one page",
-                                      .reference = "Yang et al., SOSP 2023; libCacheSim's defaults",
-                                      .guard_refusal = kQueuesRefusal};
+  static constexpr PageTraits kTraits{
+      .name = "s3_fifo",
+      .summary = "small FIFO, main FIFO with reinsertion, and a ghost queue; queues hold at least one page",
+      .reference = "Yang et al., SOSP 2023; libCacheSim's defaults",
+      .guard_refusal = kQueuesRefusal};
   double small = 0.1, ghost = 0.9;
   std::uint32_t threshold = 2;
   const PageTraits& traits() const override { return kTraits; }

@@ -41,10 +41,11 @@ class SieveRule final : public VictimRule {
 };
 
 struct Sieve final : RulePolicy<Sieve, SieveRule> {
-  static constexpr PageTraits kTraits{.name = "sieve",
-                                      .summary = "FIFO; a hand clears visited bits in place and evicts the first unvisited page",
-                                      .reference = "Zhang et al., NSDI 2024",
-                                      .guardable = true};
+  static constexpr PageTraits kTraits{
+      .name = "sieve",
+      .summary = "FIFO; a hand clears visited bits in place and evicts the first unvisited page",
+      .reference = "Zhang et al., NSDI 2024",
+      .guardable = true};
   SieveRule make_rule(const CacheSetup&) const { return {}; }
 };
 

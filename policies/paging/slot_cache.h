@@ -13,9 +13,9 @@
 
 namespace kvsim {
 
-/// Cold fills use the lowest slot that was never used, then slots that were given back, last first. `Rule` is a final
-/// class derived from VictimRule (calls are then inlined), or ErasedRule. With kGuarded this is guard-and-paging 1.3, and
-/// serve_step is its section 7.3.
+/// Cold fills use the lowest slot that was never used, then slots that were given back, last first. `Rule` is
+/// a final class derived from VictimRule (calls are then inlined), or ErasedRule. With kGuarded this is
+/// guard-and-paging 1.3, and serve_step is its section 7.3.
 template <typename Rule, bool kGuarded = false>
 class SlotCache final : public RequestLoop<SlotCache<Rule, kGuarded>> {
   using Loop = RequestLoop<SlotCache<Rule, kGuarded>>;

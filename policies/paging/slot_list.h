@@ -1,4 +1,5 @@
-// An intrusive doubly linked list over slots, newest at the front, with a scan from the back that skips hidden slots.
+// An intrusive doubly linked list over slots, newest at the front, with a scan from the back that skips
+// hidden slots.
 #pragma once
 
 #include <vector>
@@ -7,13 +8,12 @@
 
 namespace kvsim {
 
-/// The order of queue-like rules. Hidden slots keep their place. Everything behind `cursor_` is hidden until a slot is
-/// shown again, so skipping costs O(1) amortised: a slot is passed once per time that it was hidden or moved.
+/// The order of queue-like rules. Hidden slots keep their place. Everything behind `cursor_` is hidden until
+/// a slot is shown again, so skipping costs O(1) amortised: a slot is passed once per time that it was hidden
+/// or moved.
 class SlotList {
  public:
-  void resize(std::size_t slots) {
-    links_.resize(slots, {kNoSlot, kNoSlot});
-  }
+  void resize(std::size_t slots) { links_.resize(slots, {kNoSlot, kNoSlot}); }
   bool empty() const { return front_ == kNoSlot; }
   Slot front() const { return front_; }
   Slot back() const { return back_; }

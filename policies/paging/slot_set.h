@@ -9,7 +9,8 @@
 
 namespace kvsim {
 
-/// `order_` is always a permutation of all slots whose first size_ are the members, so "all slots" costs nothing.
+/// `order_` is always a permutation of all slots whose first size_ are the members, so "all slots" costs
+/// nothing.
 class SlotSet {
  public:
   void resize(std::size_t slots) {

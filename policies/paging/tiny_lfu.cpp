@@ -1,4 +1,5 @@
-// W-TinyLFU: a small LRU window, and a main cache that admits only pages requested more often than its own victim.
+// W-TinyLFU: a small LRU window, and a main cache that admits only pages requested more often than its own
+// victim.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -9,7 +10,8 @@
 namespace kvsim {
 namespace {
 
-/// Approximate counts of recent requests: four rows of 8-bit counters with conservative update, halved from time to time.
+/// Approximate counts of recent requests: four rows of 8-bit counters with conservative update, halved from
+/// time to time.
 class FrequencySketch {
  public:
   explicit FrequencySketch(std::uint64_t pages)
@@ -34,7 +36,9 @@ class FrequencySketch {
 
  private:
   static constexpr std::size_t kRows = 4;
-  std::size_t place(Page page, std::size_t row) const { return row * width_ + (stream_of(page, row) & (width_ - 1)); }
+  std::size_t place(Page page, std::size_t row) const {
+    return row * width_ + (stream_of(page, row) & (width_ - 1));
+  }
   std::uint64_t width_;
   std::vector<std::uint8_t> counters_;
 };
@@ -42,9 +46,11 @@ class FrequencySketch {
 class TinyLfuCache final : public RequestLoop<TinyLfuCache> {
  public:
   TinyLfuCache(const CacheSetup& setup, double window_share)
-      : RequestLoop(setup), window_capacity_(share_of(setup.capacity, window_share)),
+      : RequestLoop(setup),
+        window_capacity_(share_of(setup.capacity, window_share)),
         main_capacity_(setup.capacity - std::min(setup.capacity, window_capacity_)),
-        protected_capacity_(main_capacity_ - main_capacity_ / 5), sketch_(setup.by_bytes ? kSketchPages : setup.capacity),
+        protected_capacity_(main_capacity_ - main_capacity_ / 5),
+        sketch_(setup.by_bytes ? kSketchPages : setup.capacity),
         main_pages_(setup.by_bytes ? kSketchPages : std::max<std::uint64_t>(1, main_capacity_)) {}
   bool contains(Page page) const override { return lists_.list_of(page) != lists_.kNoList; }
   void grow(Page limit) { lists_.grow(limit); }
@@ -85,9 +91,11 @@ class TinyLfuCache final : public RequestLoop<TinyLfuCache> {
       main_hits_ = 0;
     }
     lists_.move_front(kProtected, page);
-    while (lists_.size(kProtected) > protected_capacity_) lists_.move_front(kProbation, lists_.back(kProtected));
+    while (lists_.size(kProtected) > protected_capacity_)
+      lists_.move_front(kProbation, lists_.back(kProtected));
   }
-  /// The window's oldest page enters the main cache if there is room or if it is wanted more than what must leave.
+  /// The window's oldest page enters the main cache if there is room or if it is wanted more than what must
+  /// leave.
   void leave_window() {
     const Page page = lists_.back(kWindow);
     const std::uint64_t size = lists_.size_of(page);
@@ -123,7 +131,9 @@ struct TinyLfu final : PagePolicy {
   static constexpr PageTraits kTraits{
       .name = "tiny_lfu",
       .summary = "LRU window of 1% (at least a page); a segmented LRU that admits by approximate frequency",
-      .reference = "Einziger et al., 2017 (W-TinyLFU); libCacheSim's moments of counting, a count-min sketch of our own",
+      .reference =
+          "Einziger et al., 2017 (W-TinyLFU); libCacheSim's moments of counting, a count-min sketch of our "
+          "own",
       .guard_refusal = kQueuesRefusal};
   double window = 0.01;
   const PageTraits& traits() const override { return kTraits; }

@@ -1,4 +1,5 @@
-// Trust&Doubt: marking that lets every new page trust the predicted cache for intervals that double after each doubt.
+// Trust&Doubt: marking that lets every new page trust the predicted cache for intervals that double after
+// each doubt.
 #include <algorithm>
 #include <set>
 #include <utility>
@@ -15,8 +16,12 @@ namespace {
 class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
  public:
   TrustDoubtCache(const CacheSetup& setup, std::uint64_t seed, std::unique_ptr<Prediction> prediction)
-      : RequestLoop(setup), k_(setup.capacity), random_(setup.random(RandomPurpose::eviction, seed)),
-        prediction_(std::move(prediction)), predicted_(k_), follower_(k_, 1) {}
+      : RequestLoop(setup),
+        k_(setup.capacity),
+        random_(setup.random(RandomPurpose::eviction, seed)),
+        prediction_(std::move(prediction)),
+        predicted_(k_),
+        follower_(k_, 1) {}
 
   bool contains(Page page) const override { return follower_.contains(page); }
   void grow(Page limit) {
@@ -43,11 +48,11 @@ class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
   struct PageState {
     bool held = false;
     bool ancient = false;
-    bool unmarked = false;              // stale and not requested in this phase
-    std::uint32_t arrived_in = 0;       // phase of the latest arrival
-    std::uint32_t priority = 0;         // of stale pages
+    bool unmarked = false;         // stale and not requested in this phase
+    std::uint32_t arrived_in = 0;  // phase of the latest arrival
+    std::uint32_t priority = 0;    // of stale pages
     std::uint64_t last_request = 0;
-    std::size_t charged_by = kNobody;   // index into clean_
+    std::size_t charged_by = kNobody;  // index into clean_
   };
   struct Clean {
     Page charge = kNoPage;
@@ -80,7 +85,8 @@ class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
 
   void serve_ancient(Page q) {
     if (!state_[q].held) {
-      evict(least_recent(ancient_, [this](Page p) { return state_[p].ancient; }, true));
+      evict(least_recent(
+          ancient_, [this](Page p) { return state_[p].ancient; }, true));
       load(q);
     }
     clear_ancient(q);
@@ -106,9 +112,11 @@ class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
 
   void charge(std::size_t c) {
     const auto free = [this](Page p) { return state_[p].charged_by == kNobody && !predicted_.contains(p); };
-    Page best = least_recent(stale_, [&](Page p) { return state_[p].unmarked && free(p); }, false);
+    Page best = least_recent(
+        stale_, [&](Page p) { return state_[p].unmarked && free(p); }, false);
     const Page arrived = least_recent(arrived_, free, false);
-    if (best == kNoPage || (arrived != kNoPage && state_[arrived].last_request < state_[best].last_request)) best = arrived;
+    if (best == kNoPage || (arrived != kNoPage && state_[arrived].last_request < state_[best].last_request))
+      best = arrived;
     clean_[c].charge = best;
     if (best != kNoPage) state_[best].charged_by = c;
   }
@@ -184,7 +192,8 @@ class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
     return outside != kNoPage ? outside : best;
   }
   Page any_other(Page q) const {
-    return least_recent(held_, [&](Page p) { return state_[p].held && p != q; }, false);
+    return least_recent(
+        held_, [&](Page p) { return state_[p].held && p != q; }, false);
   }
 
   void clear_ancient(Page p) {
@@ -239,7 +248,9 @@ class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
 struct TrustDoubt final : PagePolicy {
   static constexpr PageTraits kTraits{
       .name = "trust_doubt",
-      .summary = "marking in which every new page trusts the predicted cache for intervals that double after a doubt; O(k) a miss",
+      .summary =
+          "marking in which every new page trusts the predicted cache for intervals that double after a "
+          "doubt; O(k) a miss",
       .reference = "Antoniadis et al., 2020 (Trust&Doubt), as in chledowski/ml_caching_with_guarantees",
       .guard_refusal = "it follows a predicted cache, which may hold exactly the unguarded pages",
       .unit_only = true,

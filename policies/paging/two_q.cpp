@@ -11,7 +11,8 @@ namespace {
 class TwoQCache final : public RequestLoop<TwoQCache> {
  public:
   TwoQCache(const CacheSetup& setup, double in_share, double out_share)
-      : RequestLoop(setup), in_capacity_(share_of(setup.capacity, in_share)),
+      : RequestLoop(setup),
+        in_capacity_(share_of(setup.capacity, in_share)),
         ghost_(share_of(setup.capacity, out_share), setup.by_bytes) {}
   bool contains(Page page) const override { return lists_.list_of(page) != lists_.kNoList; }
   void grow(Page limit) {
@@ -52,10 +53,11 @@ class TwoQCache final : public RequestLoop<TwoQCache> {
 };
 
 struct TwoQ final : PagePolicy {
-  static constexpr PageTraits kTraits{.name = "two_q",
-                                      .summary = "FIFO for first uses with a ghost queue behind it, LRU for pages that came back",
-                                      .reference = "Johnson and Shasha, VLDB 1994 (full version); libCacheSim's shares",
-                                      .guard_refusal = kQueuesRefusal};
+  static constexpr PageTraits kTraits{
+      .name = "two_q",
+      .summary = "FIFO for first uses with a ghost queue behind it, LRU for pages that came back",
+      .reference = "Johnson and Shasha, VLDB 1994 (full version); libCacheSim's shares",
+      .guard_refusal = kQueuesRefusal};
   double in = 0.25, out = 0.5;
   const PageTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor& visitor) override {

@@ -13,13 +13,15 @@ namespace kvsim {
 namespace {
 
 /// Attention of all rows: [tokens, rows], rows query head major.
-Matrix<float> exact_weights(const HeadBlock& head, const LayerInfo& layer, std::uint64_t first, std::size_t queries) {
+Matrix<float> exact_weights(const HeadBlock& head, const LayerInfo& layer, std::uint64_t first,
+                            std::size_t queries) {
   const std::size_t rows = head.query.rows();
   std::vector<TokenIndex> position(rows);
   for (std::size_t r = 0; r < rows; ++r) position[r] = static_cast<TokenIndex>(first + r % queries);
   Matrix<float> weights(head.key.rows(), rows, kRowPad);
   attention_weights(head.key.view(), head.query.view(), position,
-                    {layer.softmax_scale, layer.logit_softcap, layer.sliding_window}, 0, rows, weights.view());
+                    {layer.softmax_scale, layer.logit_softcap, layer.sliding_window}, 0, rows,
+                    weights.view());
   return weights;
 }
 
@@ -29,23 +31,27 @@ struct BlockMasses {
   std::vector<double> mean;
 };
 
-BlockMasses block_masses(const Matrix<float>& weights, std::size_t group, std::size_t queries, std::size_t query, std::uint32_t block,
-                         std::size_t blocks) {
+BlockMasses block_masses(const Matrix<float>& weights, std::size_t group, std::size_t queries,
+                         std::size_t query, std::uint32_t block, std::size_t blocks) {
   BlockMasses out{std::vector<double>(group * blocks, 0.0), std::vector<double>(blocks, 0.0)};
   for (std::size_t h = 0; h < group; ++h) {
     for (std::size_t t = 0; t < weights.rows(); ++t) {
       out.per_head[h * blocks + t / block] += static_cast<double>(weights(t, h * queries + query));
     }
-    for (std::size_t b = 0; b < blocks; ++b) out.mean[b] += out.per_head[h * blocks + b] / static_cast<double>(group);
+    for (std::size_t b = 0; b < blocks; ++b)
+      out.mean[b] += out.per_head[h * blocks + b] / static_cast<double>(group);
   }
   return out;
 }
 
 /// Adds to `wanted` the blocks that one query head needs.
-void needed_blocks(std::span<const double> mass, const AttentionStreamOptions& options, std::vector<bool>& wanted) {
+void needed_blocks(std::span<const double> mass, const AttentionStreamOptions& options,
+                   std::vector<bool>& wanted) {
   std::vector<std::uint32_t> order(mass.size());
   std::iota(order.begin(), order.end(), 0u);
-  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return mass[a] > mass[b] || (mass[a] == mass[b] && a < b); });
+  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    return mass[a] > mass[b] || (mass[a] == mass[b] && a < b);
+  });
   const double total = std::accumulate(mass.begin(), mass.end(), 0.0);
   double held = 0;
   for (std::size_t i = 0; i < order.size(); ++i) {
@@ -58,8 +64,8 @@ void needed_blocks(std::span<const double> mass, const AttentionStreamOptions& o
 
 }  // namespace
 
-AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, std::size_t prompt_queries, bool with_outputs,
-                                 const AttentionStreamOptions& options) {
+AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, std::size_t prompt_queries,
+                                 bool with_outputs, const AttentionStreamOptions& options) {
   const LayerInfo& layer = info.layers[head.layer_ordinal];
   AttentionStream out;
   out.options = options;
@@ -67,7 +73,8 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
   out.steps = info.decode_len;
   out.group = info.group();
   const std::size_t queries = prompt_queries + info.decode_len;
-  KVSIM_CHECK(head.query.rows() == out.group * queries, "{} query rows, expected {} x {}", head.query.rows(), out.group, queries);
+  KVSIM_CHECK(head.query.rows() == out.group * queries, "{} query rows, expected {} x {}", head.query.rows(),
+              out.group, queries);
   Matrix<float> weights = exact_weights(head, layer, info.prompt_len - prompt_queries, queries);
   const std::size_t blocks = (head.key.rows() + options.block - 1) / options.block;
   out.pinned = options.sink_blocks + options.recent_blocks;
@@ -76,7 +83,8 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
   stream.grouping = Grouping::sets;
   stream.key = stream_of(info.digest_key, layer.index, head.kv_head);
   stream.name = fmt::format("layer {} head {}", layer.index, head.kv_head);
-  stream.bytes_per_page = static_cast<double>(options.block) * (info.head_dim + info.value_dim) * static_cast<double>(size_of(info.dtype));
+  stream.bytes_per_page = static_cast<double>(options.block) * (info.head_dim + info.value_dim) *
+                          static_cast<double>(size_of(info.dtype));
   out.page_of.assign(blocks, kNoPage);
   const auto page_for = [&](std::uint32_t b) {
     if (out.page_of[b] == kNoPage) {
@@ -110,7 +118,8 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
   for (std::uint32_t b = options.sink_blocks; b < blocks; ++b) page_for(b);
   stream.mass = Matrix<float>(queries, std::max<std::size_t>(1, out.block_of.size()));
   for (std::size_t q = 0; q < queries; ++q) {
-    for (std::size_t p = 0; p < out.block_of.size(); ++p) stream.mass(q, p) = static_cast<float>(masses[q][out.block_of[p]]);
+    for (std::size_t p = 0; p < out.block_of.size(); ++p)
+      stream.mass(q, p) = static_cast<float>(masses[q][out.block_of[p]]);
   }
   stream.first_step = prompt_queries;
   stream.find_next();
@@ -118,11 +127,13 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
     out.weights = Matrix<float>(head.key.rows(), out.group * out.steps);
     for (std::size_t t = 0; t < head.key.rows(); ++t) {
       for (std::size_t h = 0; h < out.group; ++h) {
-        for (std::size_t s = 0; s < out.steps; ++s) out.weights(t, h * out.steps + s) = weights(t, h * queries + prompt_queries + s);
+        for (std::size_t s = 0; s < out.steps; ++s)
+          out.weights(t, h * out.steps + s) = weights(t, h * queries + prompt_queries + s);
       }
     }
     out.value = Matrix<float>(head.value.rows(), head.value.cols());
-    for (std::size_t t = 0; t < head.value.rows(); ++t) std::copy_n(head.value.row(t), head.value.cols(), out.value.row(t));
+    for (std::size_t t = 0; t < head.value.rows(); ++t)
+      std::copy_n(head.value.row(t), head.value.cols(), out.value.row(t));
   }
   return out;
 }
@@ -130,7 +141,8 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
 namespace {
 
 /// Relative error of one query's output over the held tokens.
-double relative_error(const AttentionStream& s, std::size_t row, const std::vector<bool>& held, std::uint64_t tokens) {
+double relative_error(const AttentionStream& s, std::size_t row, const std::vector<bool>& held,
+                      std::uint64_t tokens) {
   const std::size_t dv = s.value.cols();
   std::vector<double> exact(dv, 0.0), kept(dv, 0.0);
   double kept_mass = 0;
@@ -156,8 +168,8 @@ double relative_error(const AttentionStream& s, std::size_t row, const std::vect
 
 }  // namespace
 
-double output_error_without_recall(const AttentionStream& s, const PageStream& stream, const PagePolicy& policy,
-                                   std::uint64_t slots, std::uint64_t seed) {
+double output_error_without_recall(const AttentionStream& s, const PageStream& stream,
+                                   const PagePolicy& policy, std::uint64_t slots, std::uint64_t seed) {
   ServeOptions options;
   options.seed = seed;
   CacheSetup setup = setup_for(stream, slots, options);
@@ -204,7 +216,8 @@ double output_error_without_recall(const AttentionStream& s, const PageStream& s
     for (std::uint64_t b = 0; b <= newest; ++b) {
       held[b] = b < sinks || b + s.options.recent_blocks > newest || cache->contains(s.page_of[b]);
     }
-    for (std::size_t h = 0; h < s.group; ++h) sum += relative_error(s, h * s.steps + step, held, s.prompt + step + 1);
+    for (std::size_t h = 0; h < s.group; ++h)
+      sum += relative_error(s, h * s.steps + step, held, s.prompt + step + 1);
   }
   return sum / static_cast<double>(s.steps * s.group);
 }

@@ -97,18 +97,22 @@ StackCurve stack_curve(const std::string& policy, const PageStream& stream, std:
     KVSIM_CHECK(stream.next.size() == stream.requests(), "next uses are missing");
     std::vector<std::uint32_t> next(stream.unique, 0);
     return priority_curve(
-        stream, warmup,
-        [&](Page a, Page b) { return next[a] < next[b] || (next[a] == next[b] && a < b); },
+        stream, warmup, [&](Page a, Page b) { return next[a] < next[b] || (next[a] == next[b] && a < b); },
         [&](Page page, std::size_t t) { next[page] = stream.next[t]; });
   }
   if (policy == "plfu") {
     std::vector<std::pair<std::uint64_t, std::size_t>> uses(stream.unique, {0, 0});
     return priority_curve(
         stream, warmup, [&](Page a, Page b) { return uses[a] > uses[b]; },
-        [&](Page page, std::size_t t) { uses[page] = {uses[page].first + 1, t}; });
+        [&](Page page, std::size_t t) {
+          uses[page] = {uses[page].first + 1, t};
+        });
   }
-  throw UserError("{} does not have the stack property: whole curves come from lru, plfu and belady; sample it (--sample) or "
-                  "give a list of capacities", policy);
+  throw UserError(
+      "{} does not have the stack property: whole curves come from lru, plfu and belady; sample it "
+      "(--sample) or "
+      "give a list of capacities",
+      policy);
 }
 
 std::uint32_t sample_group(std::uint64_t object, double rate, std::uint32_t groups, std::uint64_t seed) {
@@ -118,10 +122,11 @@ std::uint32_t sample_group(std::uint64_t object, double rate, std::uint32_t grou
 }
 
 std::vector<SampledRatio> sampled_curve(const PagePolicy& policy, const PageStream& stream,
-                                        const std::vector<std::uint64_t>& capacities, double rate, std::uint32_t groups,
-                                        const ServeOptions& options) {
+                                        const std::vector<std::uint64_t>& capacities, double rate,
+                                        std::uint32_t groups, const ServeOptions& options) {
   if (!(rate > 0) || rate * groups > 1.0) {
-    throw UserError("--sample {} does not fit: {} disjoint samples need a rate in (0, {}]", rate, groups, 1.0 / groups);
+    throw UserError("--sample {} does not fit: {} disjoint samples need a rate in (0, {}]", rate, groups,
+                    1.0 / groups);
   }
   std::vector<PageStream> samples(groups);
   std::vector<std::vector<std::uint64_t>> sizes(groups);
@@ -142,7 +147,9 @@ std::vector<SampledRatio> sampled_curve(const PagePolicy& policy, const PageStre
     if (policy.needs_future()) sample.find_next();
   }
   std::vector<SampledRatio> out;
-  const double expected = static_cast<double>(stream.requests() - std::min<std::uint64_t>(options.warmup, stream.requests())) * rate;
+  const double expected =
+      static_cast<double>(stream.requests() - std::min<std::uint64_t>(options.warmup, stream.requests())) *
+      rate;
   for (const std::uint64_t capacity : capacities) {
     SampledRatio point;
     double sum = 0, squares = 0;
@@ -151,7 +158,8 @@ std::vector<SampledRatio> sampled_curve(const PagePolicy& policy, const PageStre
       own.warmup = warm[g];
       const auto scaled = static_cast<std::uint64_t>(std::llround(rate * static_cast<double>(capacity)));
       const PageCounts counts = simulate_pages(samples[g], policy, std::max<std::uint64_t>(1, scaled), own);
-      // SHARDS-adj: requests that the sample has too few or too many of are counted as hits at the smallest distance.
+      // SHARDS-adj: requests that the sample has too few or too many of are counted as hits at the smallest
+      // distance.
       const double ratio = static_cast<double>(counts.tally.misses) / std::max(1.0, expected);
       sum += std::min(1.0, ratio);
       squares += std::min(1.0, ratio) * std::min(1.0, ratio);
@@ -159,7 +167,8 @@ std::vector<SampledRatio> sampled_curve(const PagePolicy& policy, const PageStre
     }
     const double mean = sum / groups;
     point.miss_ratio = mean;
-    point.error = groups > 1 ? std::sqrt(std::max(0.0, squares / groups - mean * mean) / (groups - 1)) : std::nan("");
+    point.error =
+        groups > 1 ? std::sqrt(std::max(0.0, squares / groups - mean * mean) / (groups - 1)) : std::nan("");
     out.push_back(point);
   }
   return out;

@@ -19,7 +19,8 @@ class Interner {
     for (; slots_[i].page != kNoPage; i = (i + 1) & mask_) {
       if (slots_[i].object == object) return slots_[i].page;
     }
-    if (count_ == kNoPage - 1) throw UserError("more than {} different objects; sample the input with --sample", count_);
+    if (count_ == kNoPage - 1)
+      throw UserError("more than {} different objects; sample the input with --sample", count_);
     slots_[i] = {object, count_};
     if (++count_ * 2ull > slots_.size()) enlarge();
     return count_ - 1;
@@ -31,7 +32,9 @@ class Interner {
     std::uint64_t object = 0;
     Page page = kNoPage;
   };
-  std::size_t place(std::uint64_t object) const { return static_cast<std::size_t>(stream_of(object)) & mask_; }
+  std::size_t place(std::uint64_t object) const {
+    return static_cast<std::size_t>(stream_of(object)) & mask_;
+  }
   void enlarge() {
     std::vector<Entry> old(slots_.size() * 2);
     old.swap(slots_);

@@ -9,7 +9,8 @@
 namespace kvsim {
 namespace {
 
-/// Requests handed over at a time: their next uses are widened into a buffer that stays in the processor's cache.
+/// Requests handed over at a time: their next uses are widened into a buffer that stays in the processor's
+/// cache.
 constexpr std::size_t kBlock = 4096;
 
 }  // namespace
@@ -57,7 +58,8 @@ CacheSetup setup_for(const PageStream& stream, std::uint64_t capacity, const Ser
   return setup;
 }
 
-PageServer::PageServer(const PagePolicy& policy, const CacheSetup& setup, Grouping grouping, std::uint64_t warmup)
+PageServer::PageServer(const PagePolicy& policy, const CacheSetup& setup, Grouping grouping,
+                       std::uint64_t warmup)
     : grouping_(grouping), warmup_(warmup), capacity_(setup.capacity) {
   const std::string why = policy.refusal(setup);
   if (!why.empty()) throw UserError("{}", why);
@@ -110,7 +112,8 @@ void PageServer::serve_set(const RequestBlock& set) {
   const auto held = static_cast<std::size_t>(std::min<std::uint64_t>(capacity_, set.count()));
   order_.resize(held);
   for (std::size_t i = 0; i < held; ++i) order_[i] = i;
-  std::sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) { return set.pages[a] < set.pages[b]; });
+  std::sort(order_.begin(), order_.end(),
+            [&](std::size_t a, std::size_t b) { return set.pages[a] < set.pages[b]; });
   set_pages_.clear();
   set_next_.clear();
   for (const std::size_t i : order_) {
@@ -159,8 +162,8 @@ PageCounts simulate_pages(const PageStream& stream, const PagePolicy& policy, st
     step_of.resize(stream.requests());
     for (std::size_t g = 0; g < stream.groups(); ++g) {
       const auto [begin, end] = stream.group(g);
-      std::fill(step_of.begin() + static_cast<std::ptrdiff_t>(begin), step_of.begin() + static_cast<std::ptrdiff_t>(end),
-                static_cast<std::uint32_t>(g));
+      std::fill(step_of.begin() + static_cast<std::ptrdiff_t>(begin),
+                step_of.begin() + static_cast<std::ptrdiff_t>(end), static_cast<std::uint32_t>(g));
     }
   }
   std::vector<std::uint64_t> next_use;
@@ -168,7 +171,8 @@ PageCounts simulate_pages(const PageStream& stream, const PagePolicy& policy, st
     RequestBlock block;
     block.first_time = begin;
     block.pages = std::span(stream.pages).subspan(begin, end - begin);
-    if (!stream.sizes.empty() && options.by_bytes) block.sizes = std::span(stream.sizes).subspan(begin, end - begin);
+    if (!stream.sizes.empty() && options.by_bytes)
+      block.sizes = std::span(stream.sizes).subspan(begin, end - begin);
     block.page_limit = stream.unique;
     if (future && policy.needs_future()) {
       next_use.resize(end - begin);
@@ -197,7 +201,8 @@ PageCounts simulate_pages(const PageStream& stream, const PagePolicy& policy, st
 }
 
 std::uint64_t count_first_touches(const PageStream& stream, std::uint64_t warmup) {
-  // Pages are numbered by first appearance, so a first touch is a request for the lowest page not seen so far.
+  // Pages are numbered by first appearance, so a first touch is a request for the lowest page not seen so
+  // far.
   Page seen = 0;
   std::uint64_t count = 0;
   for (std::size_t t = 0; t < stream.requests(); ++t) {

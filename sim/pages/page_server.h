@@ -14,7 +14,7 @@ namespace kvsim {
 
 struct ServeOptions {
   bool by_bytes = false;
-  std::uint64_t warmup = 0;      // requests at the start that are served but not counted
+  std::uint64_t warmup = 0;  // requests at the start that are served but not counted
   std::uint64_t seed = 0;
   bool detail = false;
   std::function<std::span<const double>(const std::string& path)> numbers;
@@ -23,9 +23,9 @@ struct ServeOptions {
 /// Counts of one (stream, policy, capacity), after the warm-up.
 struct PageCounts {
   PageTally tally;
-  std::uint64_t first_touches = 0;     // requests for pages never requested before: no cache has them
-  std::uint64_t lookup_hits = 0;       // prefix grouping: resident when the group arrived
-  std::uint64_t prefix_hits = 0;       // prefix grouping: leading ones of those
+  std::uint64_t first_touches = 0;         // requests for pages never requested before: no cache has them
+  std::uint64_t lookup_hits = 0;           // prefix grouping: resident when the group arrived
+  std::uint64_t prefix_hits = 0;           // prefix grouping: leading ones of those
   std::uint64_t groups = 0, overfull = 0;  // sets: steps, and those with more pages than the cache holds
   bool has_guard = false;
   GuardCounters guard;

@@ -17,16 +17,19 @@ constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
 
 /// The strict form of Guard: relax_times=1, relax_prob=0, random victims.
 bool is_strict_guard(const PageVariant& variant) {
-  return variant.name == "guard" && variant.label.find("relax_times=1,relax_prob=0,follow_if_guarded=false") != std::string::npos;
+  return variant.name == "guard" &&
+         variant.label.find("relax_times=1,relax_prob=0,follow_if_guarded=false") != std::string::npos;
 }
 
-PageRow row_of(const PageSweep& sweep, std::uint32_t stream, std::uint32_t variant, const CapacityRequest& request) {
+PageRow row_of(const PageSweep& sweep, std::uint32_t stream, std::uint32_t variant,
+               const CapacityRequest& request) {
   PageRow row;
   row.stream = stream;
   row.variant = variant;
   row.capacity_request = request.text;
   const StreamInfo& info = sweep.infos[stream];
-  const std::uint64_t all = sweep.options.by_bytes ? info.all_bytes : sweep.streams[stream].unique + info.pinned;
+  const std::uint64_t all =
+      sweep.options.by_bytes ? info.all_bytes : sweep.streams[stream].unique + info.pinned;
   row.capacity = capacity_for(request, all);
   row.slots = row.capacity > info.pinned ? row.capacity - info.pinned : 0;
   const bool bounded = is_strict_guard(sweep.variants[variant]) && !sweep.options.by_bytes && row.slots > 0;
@@ -38,7 +41,8 @@ PageRow row_of(const PageSweep& sweep, std::uint32_t stream, std::uint32_t varia
 /// Ascending capacities of a stream, every size once.
 std::vector<CapacityRequest> ordered_capacities(const PageSweep& sweep, std::uint32_t stream) {
   const StreamInfo& info = sweep.infos[stream];
-  const std::uint64_t all = sweep.options.by_bytes ? info.all_bytes : sweep.streams[stream].unique + info.pinned;
+  const std::uint64_t all =
+      sweep.options.by_bytes ? info.all_bytes : sweep.streams[stream].unique + info.pinned;
   std::vector<CapacityRequest> out = sweep.capacities;
   std::stable_sort(out.begin(), out.end(), [all](const CapacityRequest& a, const CapacityRequest& b) {
     return capacity_for(a, all) < capacity_for(b, all);
@@ -51,7 +55,9 @@ void compare_with_optimum(PageSweep& sweep) {
   if (sweep.options.by_bytes) return;
   for (PageRow& row : sweep.rows) {
     for (const PageRow& other : sweep.rows) {
-      if (other.stream != row.stream || other.slots != row.slots || sweep.variants[other.variant].name != "belady") continue;
+      if (other.stream != row.stream || other.slots != row.slots ||
+          sweep.variants[other.variant].name != "belady")
+        continue;
       row.has_optimum = true;
       row.optimum = other.counts.tally.misses;
       break;
@@ -101,7 +107,8 @@ std::vector<PageVariant> make_page_variants(const std::vector<std::string>& spec
     }
     out.push_back(std::move(variant));
   };
-  const bool named = std::any_of(specs.begin(), specs.end(), [](const std::string& s) { return s == "belady"; });
+  const bool named =
+      std::any_of(specs.begin(), specs.end(), [](const std::string& s) { return s == "belady"; });
   if (reference && !named) add(parse_specs("belady").at(0), true);
   for (const std::string& text : specs) {
     for (const SpecValue& spec : parse_specs(text)) add(spec, false);
@@ -112,8 +119,10 @@ std::vector<PageVariant> make_page_variants(const std::vector<std::string>& spec
 std::vector<CapacityRequest> parse_capacities(const std::vector<std::string>& lists) {
   std::vector<CapacityRequest> out;
   const auto bad = [](const std::string& text) {
-    return UserError("--capacity '{}' does not fit: write numbers above zero, ranges a..b*f or a..b+s, or percent, for "
-                     "example 64..4096*2,5%", text);
+    return UserError(
+        "--capacity '{}' does not fit: write numbers above zero, ranges a..b*f or a..b+s, or percent, for "
+        "example 64..4096*2,5%",
+        text);
   };
   for (const std::string& list : lists) {
     std::size_t begin = 0;
@@ -146,7 +155,8 @@ std::vector<CapacityRequest> parse_capacities(const std::vector<std::string>& li
 
 std::uint64_t capacity_for(const CapacityRequest& request, std::uint64_t all) {
   if (request.percent == 0) return request.amount;
-  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(request.percent / 100.0 * static_cast<double>(all)));
+  return std::max<std::uint64_t>(
+      1, static_cast<std::uint64_t>(request.percent / 100.0 * static_cast<double>(all)));
 }
 
 void run_sweep(PageSweep& sweep, int threads, const CellHook& hook) {
@@ -157,7 +167,8 @@ void run_sweep(PageSweep& sweep, int threads, const CellHook& hook) {
       for (const CapacityRequest& c : capacities) {
         PageRow row = row_of(sweep, s, v, c);
         // Two requests may mean the same capacity here ("5%" of a short stream).
-        const bool same = !rows.empty() && rows.back().stream == s && rows.back().variant == v && rows.back().capacity == row.capacity;
+        const bool same = !rows.empty() && rows.back().stream == s && rows.back().variant == v &&
+                          rows.back().capacity == row.capacity;
         if (!same) rows.push_back(std::move(row));
       }
     }
@@ -170,8 +181,8 @@ void run_sweep(PageSweep& sweep, int threads, const CellHook& hook) {
     const PagePolicy& policy = *sweep.variants[row.variant].policy;
     try {
       if (row.slots == 0) {
-        throw UserError("a capacity of {} leaves no page beside the {} that are always resident", row.capacity,
-                        sweep.infos[row.stream].pinned);
+        throw UserError("a capacity of {} leaves no page beside the {} that are always resident",
+                        row.capacity, sweep.infos[row.stream].pinned);
       }
       row.counts = simulate_pages(stream, policy, row.slots, sweep.options);
       if (hook) hook(stream, policy, row);
@@ -183,12 +194,14 @@ void run_sweep(PageSweep& sweep, int threads, const CellHook& hook) {
   compare_with_optimum(sweep);
 }
 
-void run_streamed(PageSweep& sweep, const std::string& path, const RequestFileOptions& file, double rate, std::uint32_t groups,
-                  int threads) {
+void run_streamed(PageSweep& sweep, const std::string& path, const RequestFileOptions& file, double rate,
+                  std::uint32_t groups, int threads) {
   KVSIM_CHECK(sweep.streams.size() == 1, "{} streams", sweep.streams.size());
   omp_set_num_threads(threads);
   for (const CapacityRequest& c : sweep.capacities) {
-    if (c.percent > 0) throw UserError("--capacity {}: a share of the objects is not known while the input is read as a stream", c.text);
+    if (c.percent > 0)
+      throw UserError(
+          "--capacity {}: a share of the objects is not known while the input is read as a stream", c.text);
   }
   std::vector<PageRow> rows;
   std::vector<StreamCell> cells;
@@ -219,7 +232,8 @@ void run_streamed(PageSweep& sweep, const std::string& path, const RequestFileOp
       rows[i].counts.add(cell.counts);
     }
     if (groups > 1) {
-      rows[i].sampled_error = std::sqrt(std::max(0.0, squares / groups - sum / groups * (sum / groups)) / (groups - 1));
+      rows[i].sampled_error =
+          std::sqrt(std::max(0.0, squares / groups - sum / groups * (sum / groups)) / (groups - 1));
     }
   }
   collect(sweep, rows, failures);

@@ -27,9 +27,11 @@ PageStream load_requests(const std::string& path, const RequestFileOptions& opti
   std::uint64_t key = 0;
   while (reader->read(batch, kReadAtOnce)) {
     if (stream.pages.size() + batch.object.size() > most) {
-      throw TooManyRequests("{}: more than {} requests do not fit into --memory; read it with --stream", path, most);
+      throw TooManyRequests("{}: more than {} requests do not fit into --memory; read it with --stream", path,
+                            most);
     }
-    for (const std::uint32_t start : batch.starts) stream.starts.push_back(static_cast<std::uint32_t>(stream.pages.size()) + start);
+    for (const std::uint32_t start : batch.starts)
+      stream.starts.push_back(static_cast<std::uint32_t>(stream.pages.size()) + start);
     for (const std::uint64_t object : batch.object) {
       stream.pages.push_back(interner.page_of(object));
       key = stream_of(key, object);
@@ -57,7 +59,8 @@ struct Group {
     if (by_bytes && !batch.size.empty()) sizes.push_back(batch.size[i]);
     if (!batch.next.empty()) next.push_back(batch.next[i]);
   }
-  /// A sampled stream leaves requests out, so the file's own indices of next requests order it as its own would.
+  /// A sampled stream leaves requests out, so the file's own indices of next requests order it as its own
+  /// would.
   RequestBlock block() const {
     RequestBlock out;
     out.first_time = served;
@@ -77,29 +80,36 @@ struct Group {
 
 }  // namespace
 
-StreamFacts stream_requests(const std::string& path, const RequestFileOptions& file, const ServeOptions& options,
-                            double rate, std::uint32_t group_count, std::vector<StreamCell>& cells) {
+StreamFacts stream_requests(const std::string& path, const RequestFileOptions& file,
+                            const ServeOptions& options, double rate, std::uint32_t group_count,
+                            std::vector<StreamCell>& cells) {
   if (!(rate > 0) || rate * group_count > 1.0) {
-    throw UserError("--sample {} does not fit: {} disjoint samples need a rate in (0, {}]", rate, group_count, 1.0 / group_count);
+    throw UserError("--sample {} does not fit: {} disjoint samples need a rate in (0, {}]", rate, group_count,
+                    1.0 / group_count);
   }
   const std::unique_ptr<RequestReader> reader = open_requests(path, file);
   StreamFacts facts;
   facts.grouped = reader->has_groups();
-  if (rate < 1.0 && facts.grouped) throw UserError("{}: requests of several blocks cannot be sampled by block", path);
-  if (options.by_bytes && !reader->has_sizes()) throw UserError("{}: --bytes needs sizes, and this {} file has none", path, to_text(reader->format()));
+  if (rate < 1.0 && facts.grouped)
+    throw UserError("{}: requests of several blocks cannot be sampled by block", path);
+  if (options.by_bytes && !reader->has_sizes())
+    throw UserError("{}: --bytes needs sizes, and this {} file has none", path, to_text(reader->format()));
   const auto warmup = static_cast<std::uint64_t>(static_cast<double>(options.warmup) * rate);
   std::vector<std::unique_ptr<PageServer>> servers(cells.size());
   for (std::size_t i = 0; i < cells.size(); ++i) {
     CacheSetup setup;
-    setup.capacity = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(std::llround(rate * static_cast<double>(cells[i].capacity))));
+    setup.capacity = std::max<std::uint64_t>(
+        1, static_cast<std::uint64_t>(std::llround(rate * static_cast<double>(cells[i].capacity))));
     setup.by_bytes = options.by_bytes;
     setup.seed = options.seed;
     setup.knows_future = reader->has_next();
-    setup.requests = 1ull << 52;  // unknown: only "later than every next use" is read from it, exactly in a double
+    setup.requests =
+        1ull << 52;  // unknown: only "later than every next use" is read from it, exactly in a double
     setup.detail = options.detail;
     setup.numbers = options.numbers;
     try {
-      servers[i] = std::make_unique<PageServer>(*cells[i].policy, setup, facts.grouped ? Grouping::prefix : Grouping::none, warmup);
+      servers[i] = std::make_unique<PageServer>(*cells[i].policy, setup,
+                                                facts.grouped ? Grouping::prefix : Grouping::none, warmup);
     } catch (const UserError& e) {
       cells[i].failure = e.what();
     }

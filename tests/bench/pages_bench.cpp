@@ -1,6 +1,8 @@
-// Rates of page policies on a seeded Zipf stream (or a request file), memory per resident page, and what Guard adds.
+// Rates of page policies on a seeded Zipf stream (or a request file), memory per resident page, and what
+// Guard adds.
 //
-//   pages_bench [--requests 100M] [--objects 10M] [--capacity 1M] [--exponent 1.0] [--file PATH] [--policies a,b,...]
+//   pages_bench [--requests 100M] [--objects 10M] [--capacity 1M] [--exponent 1.0] [--file PATH] [--policies
+//   a,b,...]
 //
 // Rates are per core, by processor time; libCacheSim's own claim (20 million requests per second and core,
 // https://libcachesim.com, LRU-like policies) stands beside them.
@@ -44,8 +46,12 @@ class Zipf {
   }
 
  private:
-  double integral(double x) const { return s_ == 1.0 ? std::log(x) : (std::pow(x, 1.0 - s_) - 1.0) / (1.0 - s_); }
-  double inverse(double u) const { return s_ == 1.0 ? std::exp(u) : std::pow(1.0 + u * (1.0 - s_), 1.0 / (1.0 - s_)); }
+  double integral(double x) const {
+    return s_ == 1.0 ? std::log(x) : (std::pow(x, 1.0 - s_) - 1.0) / (1.0 - s_);
+  }
+  double inverse(double u) const {
+    return s_ == 1.0 ? std::exp(u) : std::pow(1.0 + u * (1.0 - s_), 1.0 / (1.0 - s_));
+  }
   double n_, s_, low_, high_, cut_;
 };
 
@@ -87,7 +93,8 @@ Measured measure(const PageStream& stream, const std::string& spec, std::uint64_
     block.page_limit = stream.unique;
     if (policy->needs_future()) {
       next.resize(n);
-      for (std::size_t i = 0; i < n; ++i) next[i] = stream.next[at + i] == stream.requests() ? kvsim::kNeverAgain : stream.next[at + i];
+      for (std::size_t i = 0; i < n; ++i)
+        next[i] = stream.next[at + i] == stream.requests() ? kvsim::kNeverAgain : stream.next[at + i];
       block.next_use = next;
     }
     server.serve(block, {});
@@ -128,34 +135,57 @@ int main(int argc, char** argv) {
   std::uint64_t requests = 100'000'000, objects = 10'000'000, capacity = 1'000'000;
   double exponent = 1.0;
   std::string file;
-  std::vector<std::string> specs{"lru",    "fifo",   "clock",     "sieve",     "s3_fifo",    "arc", "two_q", "lfu", "tiny_lfu",
-                                 "random", "belady", "blindoracle", "guard(base=lru)", "guard(base=fifo)", "guard(base=blindoracle)"};
+  std::vector<std::string> specs{"lru",
+                                 "fifo",
+                                 "clock",
+                                 "sieve",
+                                 "s3_fifo",
+                                 "arc",
+                                 "two_q",
+                                 "lfu",
+                                 "tiny_lfu",
+                                 "random",
+                                 "belady",
+                                 "blindoracle",
+                                 "guard(base=lru)",
+                                 "guard(base=fifo)",
+                                 "guard(base=blindoracle)"};
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i], value = argv[i + 1];
-    if (name == "--requests") requests = count_of(value);
-    else if (name == "--objects") objects = count_of(value);
-    else if (name == "--capacity") capacity = count_of(value);
-    else if (name == "--exponent") exponent = std::stod(value);
-    else if (name == "--file") file = value;
-    else if (name == "--policies") specs = split(value);
+    if (name == "--requests")
+      requests = count_of(value);
+    else if (name == "--objects")
+      objects = count_of(value);
+    else if (name == "--capacity")
+      capacity = count_of(value);
+    else if (name == "--exponent")
+      exponent = std::stod(value);
+    else if (name == "--file")
+      file = value;
+    else if (name == "--policies")
+      specs = split(value);
     else {
       fmt::print(stderr, "unknown option {}\n", name);
       return 2;
     }
   }
-  PageStream stream = file.empty() ? zipf_stream(requests, objects, exponent) : kvsim::load_requests(file, {});
+  PageStream stream =
+      file.empty() ? zipf_stream(requests, objects, exponent) : kvsim::load_requests(file, {});
   stream.sizes.clear();
   stream.grouping = kvsim::Grouping::none;
   const double begin = cpu_seconds();
   stream.find_next();
-  fmt::print("{}: {} requests, {} objects seen, capacity {}; backward pass {:.2f} s\n", file.empty() ? "zipf"s : file, stream.requests(),
-             stream.unique, capacity, cpu_seconds() - begin);
-  fmt::print("{:<28} {:>10} {:>14} {:>12} {:>16}\n", "policy", "M req/s", "of published", "miss ratio", "bytes / resident");
+  fmt::print("{}: {} requests, {} objects seen, capacity {}; backward pass {:.2f} s\n",
+             file.empty() ? "zipf"s : file, stream.requests(), stream.unique, capacity,
+             cpu_seconds() - begin);
+  fmt::print("{:<28} {:>10} {:>14} {:>12} {:>16}\n", "policy", "M req/s", "of published", "miss ratio",
+             "bytes / resident");
   for (const std::string& spec : specs) {
     const Measured m = measure(stream, spec, capacity);
     const double rate = static_cast<double>(stream.requests()) / m.seconds;
     const double residents = static_cast<double>(std::min<std::uint64_t>(capacity, stream.unique));
-    fmt::print("{:<28} {:>10.1f} {:>13.2f}x {:>12.4f} {:>16.1f}\n", spec, rate / 1e6, rate / kPublishedRate, m.miss_ratio, m.bytes / residents);
+    fmt::print("{:<28} {:>10.1f} {:>13.2f}x {:>12.4f} {:>16.1f}\n", spec, rate / 1e6, rate / kPublishedRate,
+               m.miss_ratio, m.bytes / residents);
   }
   fmt::print("\nGuard against its base, nanoseconds per request (processor time):\n");
   for (const std::string& base : {"lru"s, "fifo"s, "blindoracle"s, "blindoracle(predictor=popu)"s}) {

@@ -18,7 +18,8 @@ TEST(BoostedTrees, LearnAStepAndAnInteraction) {
   double variance = 0;
   for (std::size_t r = 0; r < kRows; ++r) {
     for (std::size_t f = 0; f < 4; ++f) features(r, f) = static_cast<float>(philox.next_double());
-    targets[r] = (features(r, 0) > 0.5f ? 2.0f : 0.0f) + (features(r, 1) > 0.3f && features(r, 2) > 0.6f ? 3.0f : 0.0f);
+    targets[r] = (features(r, 0) > 0.5f ? 2.0f : 0.0f) +
+                 (features(r, 1) > 0.3f && features(r, 2) > 0.6f ? 3.0f : 0.0f);
     variance += targets[r] * targets[r] / kRows;
   }
   PhiloxSource random(1, 1);
@@ -35,10 +36,12 @@ TEST(BoostedTrees, LearnAStepAndAnInteraction) {
 
 TEST(BoostedTrees, ConstantTargetsAndAbsentFeatures) {
   Matrix<float> features(50, 2);
-  for (std::size_t r = 0; r < 50; ++r) features(r, 0) = r % 2 == 0 ? std::nanf("") : std::numeric_limits<float>::infinity();
+  for (std::size_t r = 0; r < 50; ++r)
+    features(r, 0) = r % 2 == 0 ? std::nanf("") : std::numeric_limits<float>::infinity();
   const std::vector<float> targets(50, 3.0f);
   PhiloxSource random(1, 1);
-  EXPECT_NEAR(BoostedTrees::fit(features.view(), targets, {}, random).predict({features.row(0), 2}), 3.0, 1e-9);
+  EXPECT_NEAR(BoostedTrees::fit(features.view(), targets, {}, random).predict({features.row(0), 2}), 3.0,
+              1e-9);
 }
 
 /// Some pages come in a regular cycle, the others once: what has a rhythm should be kept.

@@ -1,5 +1,5 @@
-// Golden numbers of Guard and its companions. All come from guard-and-paging.md 1.9 and 1.10, where the authors' own
-// classes were run on these sequences.
+// Golden numbers of Guard and its companions. All come from guard-and-paging.md 1.9 and 1.10, where the
+// authors' own classes were run on these sequences.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -12,9 +12,12 @@ namespace {
 const std::string kFile = "predictor=file(path=\"p\")";
 const std::string kBlind = "blindoracle(" + kFile + ")";
 const std::string kFollow = "follow_labels(predictor=file_label(path=\"p\"))";
-std::string guard(const std::string& base, const std::string& more = "") { return "guard(base=" + base + more + ")"; }
+std::string guard(const std::string& base, const std::string& more = "") {
+  return "guard(base=" + base + more + ")";
+}
 
-void expect_distribution(const std::map<std::uint64_t, double>& got, const std::map<std::uint64_t, double>& expected) {
+void expect_distribution(const std::map<std::uint64_t, double>& got,
+                         const std::map<std::uint64_t, double>& expected) {
   ASSERT_EQ(got.size(), expected.size());
   for (const auto& [cost, probability] : expected) {
     ASSERT_TRUE(got.count(cost)) << cost;
@@ -43,10 +46,11 @@ TEST_F(GoldenG1, DeterministicPolicies) {
 
 TEST_F(GoldenG1, EveryRandomBranchIsOptimal) {
   for (const std::string& spec : {guard(kBlind), "predictive_marker(" + kFile + ")", "lmarker(" + kFile + ")",
-                                 std::string("follower_robust"), std::string("trust_doubt")}) {
+                                  std::string("follower_robust"), std::string("trust_doubt")}) {
     expect_distribution(distribution(spec, exact, 3), {{7, 1.0}});
   }
-  for (const std::string& spec : {kFollow, guard(kFollow), std::string("mark0(predictor=file_label(path=\"p\"))")}) {
+  for (const std::string& spec :
+       {kFollow, guard(kFollow), std::string("mark0(predictor=file_label(path=\"p\"))")}) {
     expect_distribution(distribution(spec, labels, 3), {{7, 1.0}});
   }
 }
@@ -237,10 +241,12 @@ TEST(GoldenG4, MeansOverTwoHundredSeeds) {
     std::vector<double> LongCase::*predictions;
     double mean, deviation;  // over 200 Mersenne seeds in the reference
   };
-  for (const Row& row : {Row{&LongCase::noisy, 892.1, 7.4}, Row{&LongCase::bad, 1062.8, 8.3}, Row{&LongCase::inverted, 1365.2, 5.8}}) {
+  for (const Row& row : {Row{&LongCase::noisy, 892.1, 7.4}, Row{&LongCase::bad, 1062.8, 8.3},
+                         Row{&LongCase::inverted, 1365.2, 5.8}}) {
     c.sequence.numbers = c.*row.predictions;
     double sum = 0;
-    for (std::uint64_t seed = 0; seed < 200; ++seed) sum += static_cast<double>(misses(guard(kBlind), c.sequence, 8, seed));
+    for (std::uint64_t seed = 0; seed < 200; ++seed)
+      sum += static_cast<double>(misses(guard(kBlind), c.sequence, 8, seed));
     // Two means of 200 draws each: five standard errors of their difference.
     EXPECT_NEAR(sum / 200, row.mean, 5 * row.deviation * std::sqrt(2.0 / 200));
   }

@@ -1,4 +1,5 @@
-// Properties of Guard and its companions on thousands of seeded random traces (guard-and-paging 6.1), ratios of 6.2.
+// Properties of Guard and its companions on thousands of seeded random traces (guard-and-paging 6.1), ratios
+// of 6.2.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -36,8 +37,10 @@ TEST(GuardProperties, PerfectPredictionsCostTheOptimumWithoutASingleGuard) {
     RandomCase c = random_case(philox, 120, 12);
     c.sequence.numbers = c.sequence.next_use();
     const std::uint64_t best = misses("belady", c.sequence, c.k);
-    for (const std::string& spec : {kGuardBlind, std::string("guard(base=follow_labels)"), std::string("guard(base=belady)")}) {
-      const Outcome o = run(*policy_of(spec), c.sequence, setup_of(c.sequence, c.k, static_cast<std::uint64_t>(round)));
+    for (const std::string& spec :
+         {kGuardBlind, std::string("guard(base=follow_labels)"), std::string("guard(base=belady)")}) {
+      const Outcome o =
+          run(*policy_of(spec), c.sequence, setup_of(c.sequence, c.k, static_cast<std::uint64_t>(round)));
       ASSERT_EQ(o.tally.misses, best) << spec;
       ASSERT_EQ(o.guard.errors, 0u) << spec;
     }
@@ -53,11 +56,11 @@ std::vector<std::vector<double>> wrong_scores(const Sequence& s, Philox& philox)
   const std::vector<double> exact = s.next_use();
   for (std::size_t t = 0; t < s.pages.size(); ++t) {
     const double time = static_cast<double>(t);
-    out[0].push_back(-exact[t]);                                    // inverted
-    out[1].push_back(-time);                                        // LRU
-    out[2].push_back(time);                                         // MRU
-    out[3].push_back(static_cast<double>(philox.next_below(1000))); // random
-    out[4].push_back(0);                                            // constant
+    out[0].push_back(-exact[t]);                                     // inverted
+    out[1].push_back(-time);                                         // LRU
+    out[2].push_back(time);                                          // MRU
+    out[3].push_back(static_cast<double>(philox.next_below(1000)));  // random
+    out[4].push_back(0);                                             // constant
   }
   return out;
 }
@@ -84,7 +87,8 @@ TEST(GuardProperties, EqualsItsBaseUntilTheFirstDetectedError) {
     // The longest prefix without a detected error must cost what the base costs on it.
     std::size_t length = 0;
     for (std::size_t n = c.sequence.pages.size(); n > 0; --n) {
-      Sequence prefix{{c.sequence.pages.begin(), c.sequence.pages.begin() + static_cast<std::ptrdiff_t>(n)}, c.sequence.numbers};
+      Sequence prefix{{c.sequence.pages.begin(), c.sequence.pages.begin() + static_cast<std::ptrdiff_t>(n)},
+                      c.sequence.numbers};
       const Outcome o = run(*policy_of(kGuardBlind), prefix, setup_of(prefix, c.k));
       if (o.guard.errors > 0) continue;
       ASSERT_EQ(o.tally.misses, misses(kBlind, prefix, c.k));
@@ -118,7 +122,8 @@ TEST(GuardProperties, InvariantsHoldAfterEveryRequest) {
   for (int round = 0; round < 2000; ++round) {
     RandomCase c = random_case(philox, 150, 10);
     const std::vector<double> scores = wrong_scores(c.sequence, philox)[static_cast<std::size_t>(round % 5)];
-    SlotCache<ScoreRule, true> cache(setup_of(c.sequence, c.k, static_cast<std::uint64_t>(round)), ScoreRule(scores), GuardOptions{});
+    SlotCache<ScoreRule, true> cache(setup_of(c.sequence, c.k, static_cast<std::uint64_t>(round)),
+                                     ScoreRule(scores), GuardOptions{});
     std::uint32_t phase = 0, unrequested = 0;
     std::size_t phase_begin = 0;
     std::uint64_t guards_before = 0;
@@ -137,7 +142,8 @@ TEST(GuardProperties, InvariantsHoldAfterEveryRequest) {
       if (guard.phase() != phase) {
         if (phase > 0) {
           ASSERT_GE(t - phase_begin, c.k) << "a phase spans at least k requests";
-          for (const Page p : before) ASSERT_TRUE(requested.count(p)) << "every resident was requested in the phase";
+          for (const Page p : before)
+            ASSERT_TRUE(requested.count(p)) << "every resident was requested in the phase";
           ASSERT_LE(guards_before, c.k > 0 ? c.k - 1 : 0);
         }
         phase = guard.phase();
@@ -149,7 +155,8 @@ TEST(GuardProperties, InvariantsHoldAfterEveryRequest) {
         if (phase > 0) {
           ASSERT_LE(guard.unrequested().size(), unrequested);
         }
-        for (const Page p : guarded_pages) ASSERT_TRUE(cache.contains(p)) << "a guarded page stays for its phase";
+        for (const Page p : guarded_pages)
+          ASSERT_TRUE(cache.contains(p)) << "a guarded page stays for its phase";
       }
       requested.insert(c.sequence.pages[t]);
       guards_before = guard.guarded().size();
@@ -160,11 +167,13 @@ TEST(GuardProperties, InvariantsHoldAfterEveryRequest) {
 }
 
 TEST(GuardProperties, SwapRemoveAndOrderedDrawsGiveTheSameDistribution) {
-  // The rule "j-th smallest" and the O(1) draw differ draw by draw but not in distribution: means over seeds agree.
+  // The rule "j-th smallest" and the O(1) draw differ draw by draw but not in distribution: means over seeds
+  // agree.
   const Sequence s = sequence_of("0 1 2 3 0 1 2 3 0 1 2 3");
   double sum = 0;
   constexpr int kRuns = 20000;
-  for (int seed = 0; seed < kRuns; ++seed) sum += static_cast<double>(misses("guard(base=lru)", s, 3, static_cast<std::uint64_t>(seed)));
+  for (int seed = 0; seed < kRuns; ++seed)
+    sum += static_cast<double>(misses("guard(base=lru)", s, 3, static_cast<std::uint64_t>(seed)));
   const double exact = mean(distribution("guard(base=lru)", s, 3));
   const double deviation = std::sqrt(0.75);  // of {9: 1/8, 10: 3/8, 11: 3/8, 12: 1/8}
   EXPECT_NEAR(sum / kRuns, exact, 4.5 * deviation / std::sqrt(kRuns));
@@ -193,12 +202,16 @@ TEST(GuardProperties, GuardedBasesNameOnlyUnguardedPages) {
   Philox philox(26, 1);
   for (int round = 0; round < 300; ++round) {
     RandomCase c = random_case(philox, 400, 20);
-    for (std::size_t t = 0; t < c.sequence.pages.size(); ++t) c.sequence.numbers.push_back(-static_cast<double>(t));
-    ASSERT_EQ(misses("guard(base=lru,seed=9)", c.sequence, c.k), misses("guard(base=" + kBlind + ",seed=9)", c.sequence, c.k));
+    for (std::size_t t = 0; t < c.sequence.pages.size(); ++t)
+      c.sequence.numbers.push_back(-static_cast<double>(t));
+    ASSERT_EQ(misses("guard(base=lru,seed=9)", c.sequence, c.k),
+              misses("guard(base=" + kBlind + ",seed=9)", c.sequence, c.k));
     const auto bound_holds = [&](const char* base) {
       return misses("guard(base=" + std::string(base) + ")", c.sequence, c.k) <= c.sequence.pages.size();
     };
-    for (const char* base : {"fifo", "clock", "sieve", "lfu", "plfu", "gdsf", "random", "lecar", "belady_size"}) ASSERT_TRUE(bound_holds(base));
+    for (const char* base :
+         {"fifo", "clock", "sieve", "lfu", "plfu", "gdsf", "random", "lecar", "belady_size"})
+      ASSERT_TRUE(bound_holds(base));
   }
 }
 
@@ -210,7 +223,8 @@ TEST(Combiners, EqualCandidatesGiveTheCandidate) {
       const std::string spec = std::string(combiner) + "(first=lru,second=lru)";
       ASSERT_EQ(misses(spec, c.sequence, c.k), misses("lru", c.sequence, c.k)) << combiner;
     }
-    ASSERT_EQ(misses("combine_det(first=blindoracle,second=blindoracle)", c.sequence, c.k), misses("belady", c.sequence, c.k));
+    ASSERT_EQ(misses("combine_det(first=blindoracle,second=blindoracle)", c.sequence, c.k),
+              misses("belady", c.sequence, c.k));
   }
 }
 
@@ -231,7 +245,8 @@ TEST(Noise, NoneReproducesTheExactRunAndAllIsTheComplement) {
     ASSERT_EQ(misses("follow_labels(predictor=labels(noise=flip(0)))", c.sequence, c.k), best);
     c.sequence.numbers = c.sequence.next_use();
     for (double& x : c.sequence.numbers) x = -x;
-    ASSERT_EQ(misses("blindoracle(predictor=oracle(noise=inverted))", c.sequence, c.k), misses(kBlind, c.sequence, c.k));
+    ASSERT_EQ(misses("blindoracle(predictor=oracle(noise=inverted))", c.sequence, c.k),
+              misses(kBlind, c.sequence, c.k));
   }
 }
 
@@ -291,9 +306,10 @@ double ratio(const std::string& spec, const std::vector<Sequence>& traces, std::
   return cost / best;
 }
 
-/// Within 3 % of the reference. Its uniform traces are not given, only their law: there the spread of single traces around
-/// their mean is allowed too (twice the standard deviation).
-void expect_ratio(const std::string& spec, const std::vector<Sequence>& traces, std::uint64_t k, int seeds, double expected) {
+/// Within 3 % of the reference. Its uniform traces are not given, only their law: there the spread of single
+/// traces around their mean is allowed too (twice the standard deviation).
+void expect_ratio(const std::string& spec, const std::vector<Sequence>& traces, std::uint64_t k, int seeds,
+                  double expected) {
   double spread = 0;
   const double all = ratio(spec, traces, k, seeds);
   for (const Sequence& s : traces) {
@@ -310,15 +326,19 @@ TEST(GuardRatios, InvertedPredictionsOfTheReferencesTable) {
     double blind, guard, relaxed, no_random, marker, lru;
   };
   // guard-and-paging 6.2; tolerance 3 % (6.1, item 6).
-  const Row rows[] = {{"cyclic", 4, 3.99, 2.84, 3.99, 3.99, 2.09, 3.99},  {"cyclic", 8, 7.89, 3.54, 6.77, 7.89, 2.70, 7.89},
-                      {"cyclic", 16, 15.09, 4.12, 7.58, 15.09, 3.26, 15.09}, {"uniform", 4, 8.23, 2.82, 5.70, 4.69, 2.07, 2.11},
-                      {"uniform", 8, 19.3, 3.47, 6.83, 8.52, 2.62, 2.65},   {"uniform", 16, 41.4, 3.64, 6.77, 14.1, 2.83, 2.80}};
+  const Row rows[] = {{"cyclic", 4, 3.99, 2.84, 3.99, 3.99, 2.09, 3.99},
+                      {"cyclic", 8, 7.89, 3.54, 6.77, 7.89, 2.70, 7.89},
+                      {"cyclic", 16, 15.09, 4.12, 7.58, 15.09, 3.26, 15.09},
+                      {"uniform", 4, 8.23, 2.82, 5.70, 4.69, 2.07, 2.11},
+                      {"uniform", 8, 19.3, 3.47, 6.83, 8.52, 2.62, 2.65},
+                      {"uniform", 16, 41.4, 3.64, 6.77, 14.1, 2.83, 2.80}};
   const std::string blind = "blindoracle(predictor=oracle(noise=inverted))";
   for (const Row& row : rows) {
     SCOPED_TRACE(fmt::format("{} k={}", row.name, row.k));
     const bool random = row.name == std::string("uniform");
     std::vector<Sequence> traces;
-    for (std::uint64_t i = 0; i < (random ? 20u : 1u); ++i) traces.push_back(random ? uniform(row.k + 1, i) : cyclic(row.k + 1));
+    for (std::uint64_t i = 0; i < (random ? 20u : 1u); ++i)
+      traces.push_back(random ? uniform(row.k + 1, i) : cyclic(row.k + 1));
     const int seeds = random ? 5 : 40;
     expect_ratio(blind, traces, row.k, 1, row.blind);
     expect_ratio("guard(base=" + blind + ")", traces, row.k, seeds, row.guard);
@@ -339,15 +359,16 @@ TEST(GuardRatios, Sawtooth) {
 }
 
 TEST(GuardRatios, StrictFormStaysWithinItsBoundInTheMeanWithConfidence) {
-  // Inverted next uses on inputs of unit size, one request at a time: the mean over seeds plus 4 standard errors (one
-  // sided confidence above 99.99 %) is below (2 H_{k-1} + 2) OPT.
+  // Inverted next uses on inputs of unit size, one request at a time: the mean over seeds plus 4 standard
+  // errors (one sided confidence above 99.99 %) is below (2 H_{k-1} + 2) OPT.
   const std::string blind = "blindoracle(predictor=oracle(noise=inverted))";
   for (const std::uint32_t k : {4u, 8u, 16u, 64u}) {
     for (const Sequence& s : {cyclic(k + 1), sawtooth(k + 1), uniform(k + 1, 3), uniform(3 * k, 4)}) {
       constexpr int kSeeds = 40;
       double sum = 0, squares = 0;
       for (int seed = 0; seed < kSeeds; ++seed) {
-        const auto cost = static_cast<double>(misses("guard(base=" + blind + ")", s, k, static_cast<std::uint64_t>(seed)));
+        const auto cost =
+            static_cast<double>(misses("guard(base=" + blind + ")", s, k, static_cast<std::uint64_t>(seed)));
         sum += cost;
         squares += cost * cost;
       }

@@ -1,4 +1,5 @@
-// Classical page policies against slow references written from their definitions, and properties of all of them.
+// Classical page policies against slow references written from their definitions, and properties of all of
+// them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -79,12 +80,12 @@ TEST(PagePolicies, SieveAndClockEqualTheirSlowForms) {
 }
 
 TEST(PagePolicies, HandWorkedCounts) {
-  // c = 4, one small slot and three main ones: 1 2 3 4 fill; 1 is hit twice; 5 moves 1 to main and drops 2 to the ghosts
-  // (its uses: 0); 2 returns from the ghosts into main.
+  // c = 4, one small slot and three main ones: 1 2 3 4 fill; 1 is hit twice; 5 moves 1 to main and drops 2 to
+  // the ghosts (its uses: 0); 2 returns from the ghosts into main.
   const Sequence s = sequence_of("1 2 3 4 1 1 5 2 1 2");
   EXPECT_EQ(misses("s3_fifo", s, 4), 6u);
-  // ARC, c = 2: 1 and 2 fill T1; 1 moves to T2; 3 drops 2 into B1; 2 is a hit in B1, so T1's target grows to 1 and 1 leaves
-  // T2; then 1 misses.
+  // ARC, c = 2: 1 and 2 fill T1; 1 moves to T2; 3 drops 2 into B1; 2 is a hit in B1, so T1's target grows to
+  // 1 and 1 leaves T2; then 1 misses.
   EXPECT_EQ(misses("arc", sequence_of("1 2 1 3 2 1"), 2), 5u);
   // LFU, c = 2: 2 (one use) leaves for 3, then 3 leaves for 2.
   EXPECT_EQ(misses("lfu", sequence_of("1 1 2 3 2 1"), 2), 4u);
@@ -145,7 +146,8 @@ TEST(PagePolicies, RepeatedRunsGiveTheSameBits) {
     // A random choice that nobody can see is no choice.
     if (traits->randomised && name != "belady_size" && name != "guard") {
       bool differs = false;
-      for (std::uint64_t seed = 0; seed < 8; ++seed) differs |= misses(name, s, 40, seed) != misses(name, s, 40, 7);
+      for (std::uint64_t seed = 0; seed < 8; ++seed)
+        differs |= misses(name, s, 40, seed) != misses(name, s, 40, 7);
       if (name == "random" || name == "marker") {
         EXPECT_TRUE(differs) << name;
       }
@@ -158,8 +160,8 @@ TEST(PagePolicies, NamesOfPagesDoNotMatter) {
   const Sequence s = random_sequence(philox, 2000, 60);
   Sequence renamed = s;
   for (Page& p : renamed.pages) p = (p * 37 + 11) % 101;
-  for (const char* name : {"lru", "fifo", "clock", "sieve", "lfu", "s3_fifo", "arc", "lirs", "two_q", "belady", "marker",
-                           "guard(base=blindoracle(predictor=popu))"}) {
+  for (const char* name : {"lru", "fifo", "clock", "sieve", "lfu", "s3_fifo", "arc", "lirs", "two_q",
+                           "belady", "marker", "guard(base=blindoracle(predictor=popu))"}) {
     EXPECT_EQ(misses(name, s, 9), misses(name, renamed, 9)) << name;
   }
 }
@@ -226,11 +228,12 @@ TEST(PagePolicies, EqualSizesByByteCountAsObjects) {
 }
 
 TEST(PageSpecs, BadOnesAreRefusedInOneLine) {
-  for (const char* spec : {"lruu", "lru(x=1)", "guard(base=arc)", "guard(base=guard(base=lru))", "clock(bits=9)",
-                           "blindoracle(predictor=labels)", "follow_labels(predictor=oracle)", "blindoracle(predictor=oracel)",
-                           "blindoracle(predictor=oracle(noise=flip(0.5)))", "blindoracle(predictor=oracle(noise=normal(-1)))",
-                           "guard(base=lru,relax_times=3,relax_prob=0.5)", "blindoracle(predictor=file)",
-                           "combine_det(first=mark0,second=marker)"}) {
+  for (const char* spec :
+       {"lruu", "lru(x=1)", "guard(base=arc)", "guard(base=guard(base=lru))", "clock(bits=9)",
+        "blindoracle(predictor=labels)", "follow_labels(predictor=oracle)", "blindoracle(predictor=oracel)",
+        "blindoracle(predictor=oracle(noise=flip(0.5)))", "blindoracle(predictor=oracle(noise=normal(-1)))",
+        "guard(base=lru,relax_times=3,relax_prob=0.5)", "blindoracle(predictor=file)",
+        "combine_det(first=mark0,second=marker)"}) {
     EXPECT_THROW(policy_of(spec), UserError) << spec;
   }
 }
@@ -241,9 +244,10 @@ TEST(PageSpecs, CanonicalFormReadsBackToItself) {
     const std::string canonical = canonical_page_spec(*policy);
     EXPECT_EQ(canonical_page_spec(*policy_of(canonical)), canonical);
   }
-  EXPECT_EQ(canonical_page_spec(*policy_of("guard(blindoracle(oracle(noise=lognormal(2.0))),seed=4)")),
-            "guard(base=blindoracle(predictor=oracle(noise=lognormal(2.0),seed=0)),relax_times=1,relax_prob=0,"
-            "follow_if_guarded=false,seed=4)");
+  EXPECT_EQ(
+      canonical_page_spec(*policy_of("guard(blindoracle(oracle(noise=lognormal(2.0))),seed=4)")),
+      "guard(base=blindoracle(predictor=oracle(noise=lognormal(2.0),seed=0)),relax_times=1,relax_prob=0,"
+      "follow_if_guarded=false,seed=4)");
 }
 
 }  // namespace

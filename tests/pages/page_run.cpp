@@ -23,13 +23,16 @@ std::vector<double> Sequence::next_use() const {
   return out;
 }
 
-Page Sequence::universe() const { return pages.empty() ? 0 : *std::max_element(pages.begin(), pages.end()) + 1; }
+Page Sequence::universe() const {
+  return pages.empty() ? 0 : *std::max_element(pages.begin(), pages.end()) + 1;
+}
 
 Sequence sequence_of(const std::string& words, const std::string& numbers) {
   std::map<std::string, Page> ids;
   Sequence out;
   std::istringstream in(words);
-  for (std::string word; in >> word;) out.pages.push_back(ids.emplace(word, static_cast<Page>(ids.size())).first->second);
+  for (std::string word; in >> word;)
+    out.pages.push_back(ids.emplace(word, static_cast<Page>(ids.size())).first->second);
   out.numbers = numbers_of(numbers);
   return out;
 }
@@ -41,7 +44,9 @@ std::vector<double> numbers_of(const std::string& words) {
   return out;
 }
 
-std::unique_ptr<PagePolicy> policy_of(const std::string& spec) { return bind_page_policy(parse_specs(spec).at(0)); }
+std::unique_ptr<PagePolicy> policy_of(const std::string& spec) {
+  return bind_page_policy(parse_specs(spec).at(0));
+}
 
 CacheSetup setup_of(const Sequence& sequence, std::uint64_t capacity, std::uint64_t seed) {
   CacheSetup setup;
@@ -71,7 +76,8 @@ Outcome run(const PagePolicy& policy, const Sequence& sequence, const CacheSetup
   return out;
 }
 
-std::uint64_t misses(const std::string& spec, const Sequence& sequence, std::uint64_t capacity, std::uint64_t seed) {
+std::uint64_t misses(const std::string& spec, const Sequence& sequence, std::uint64_t capacity,
+                     std::uint64_t seed) {
   return run(*policy_of(spec), sequence, setup_of(sequence, capacity, seed)).tally.misses;
 }
 
@@ -99,14 +105,17 @@ class BranchSource final : public RandomSource {
 
 }  // namespace
 
-std::map<std::uint64_t, double> distribution(const std::string& spec, const Sequence& sequence, std::uint64_t capacity) {
+std::map<std::uint64_t, double> distribution(const std::string& spec, const Sequence& sequence,
+                                             std::uint64_t capacity) {
   const std::unique_ptr<PagePolicy> policy = policy_of(spec);
   std::map<std::uint64_t, double> out;
   std::vector<Choice> choices;
   do {
     std::size_t at = 0;
     CacheSetup setup = setup_of(sequence, capacity);
-    setup.random_override = [&](RandomPurpose, std::uint64_t) { return std::make_unique<BranchSource>(choices, at); };
+    setup.random_override = [&](RandomPurpose, std::uint64_t) {
+      return std::make_unique<BranchSource>(choices, at);
+    };
     const std::uint64_t cost = run(*policy, sequence, setup).tally.misses;
     double probability = 1;
     for (const Choice& c : choices) probability /= c.bound;

@@ -1,4 +1,5 @@
-// Running page policies on small sequences: misses with scripted chance, and exact distributions over all of it.
+// Running page policies on small sequences: misses with scripted chance, and exact distributions over all of
+// it.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +13,14 @@
 
 namespace kvsim::test {
 
-/// A sequence of pages with all that a cache may ask of it. Predictions named in a spec as file(path="p") are `numbers`.
+/// A sequence of pages with all that a cache may ask of it. Predictions named in a spec as file(path="p") are
+/// `numbers`.
 struct Sequence {
   std::vector<Page> pages;
   std::vector<double> numbers;
 
-  std::vector<std::uint32_t> next() const;        // index of the next request; pages.size() = never
-  std::vector<double> next_use() const;           // the same, never = pages.size() + 1
+  std::vector<std::uint32_t> next() const;  // index of the next request; pages.size() = never
+  std::vector<double> next_use() const;     // the same, never = pages.size() + 1
   Page universe() const;
 };
 
@@ -62,13 +64,16 @@ struct Outcome {
 };
 Outcome run(const PagePolicy& policy, const Sequence& sequence, const CacheSetup& setup);
 /// Misses of one run with Philox.
-std::uint64_t misses(const std::string& spec, const Sequence& sequence, std::uint64_t capacity, std::uint64_t seed = 1);
+std::uint64_t misses(const std::string& spec, const Sequence& sequence, std::uint64_t capacity,
+                     std::uint64_t seed = 1);
 
 /// Probability of every number of misses, by going through all random choices. For short sequences.
-std::map<std::uint64_t, double> distribution(const std::string& spec, const Sequence& sequence, std::uint64_t capacity);
+std::map<std::uint64_t, double> distribution(const std::string& spec, const Sequence& sequence,
+                                             std::uint64_t capacity);
 double mean(const std::map<std::uint64_t, double>& distribution);
 
-/// Fewest misses by dynamic programming over all cache states: independent of every cache of ours. Universe <= 12.
+/// Fewest misses by dynamic programming over all cache states: independent of every cache of ours. Universe
+/// <= 12.
 std::uint64_t fewest_misses(const Sequence& sequence, std::uint64_t capacity);
 
 /// 2 H_{k-1} + 2.

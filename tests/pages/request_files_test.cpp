@@ -62,7 +62,8 @@ TEST(RequestFiles, EveryFormatGivesItsRequests) {
   const PageStream plain = load_requests(file_of("a.txt", "10\n20\n\n10\nname\n"), {});
   EXPECT_EQ(plain.pages, abac);
   EXPECT_TRUE(plain.sizes.empty());
-  const PageStream csv = load_requests(file_of("a.csv", "time,obj_id,obj_size\n1,7,100\n2,8,200\n3,7,100\n4,9,50\n"), {});
+  const PageStream csv =
+      load_requests(file_of("a.csv", "time,obj_id,obj_size\n1,7,100\n2,8,200\n3,7,100\n4,9,50\n"), {});
   EXPECT_EQ(csv.pages, abac);
   EXPECT_EQ(csv.sizes, (std::vector<std::uint64_t>{100, 200, 100, 50}));
   EXPECT_EQ(load_requests(file_of("b.csv", "1,7,100\n2,8,200\n3,7,100\n4,9,50\n"), {}).sizes, csv.sizes);
@@ -70,7 +71,8 @@ TEST(RequestFiles, EveryFormatGivesItsRequests) {
   const PageStream oracle = load_requests(file_of("a.oracleGeneral.bin", raw), {});
   EXPECT_EQ(oracle.pages, abac);
   EXPECT_EQ(oracle.sizes, (std::vector<std::uint64_t>{512, 4096, 512, 1}));
-  const PageStream mooncake = load_requests(file_of("a.jsonl", "{\"hash_ids\": [4, 9]}\n{\"timestamp\": 3, \"hash_ids\": [4, 1]}\n"), {});
+  const PageStream mooncake = load_requests(
+      file_of("a.jsonl", "{\"hash_ids\": [4, 9]}\n{\"timestamp\": 3, \"hash_ids\": [4, 1]}\n"), {});
   EXPECT_EQ(mooncake.pages, abac);
   EXPECT_EQ(mooncake.starts, (std::vector<std::uint32_t>{0, 2}));
   EXPECT_EQ(mooncake.grouping, Grouping::prefix);
@@ -83,25 +85,36 @@ TEST(RequestFiles, CompressionIsTransparentForLargeFilesToo) {
   const PageStream plain = load_requests(file_of("large.txt", text), {});
   EXPECT_EQ(plain.requests(), 300000u);
   namespace io = boost::iostreams;
-  EXPECT_EQ(load_requests(file_of("large.txt.gz", compressed<io::gzip_compressor>(text)), {}).pages, plain.pages);
-  EXPECT_EQ(load_requests(file_of("large.txt.zst", compressed<io::zstd_compressor>(text)), {}).pages, plain.pages);
+  EXPECT_EQ(load_requests(file_of("large.txt.gz", compressed<io::gzip_compressor>(text)), {}).pages,
+            plain.pages);
+  EXPECT_EQ(load_requests(file_of("large.txt.zst", compressed<io::zstd_compressor>(text)), {}).pages,
+            plain.pages);
 }
 
 TEST(RequestFiles, MalformedOnesNameLineOrRecord) {
   const auto load = [](const std::string& path, RequestFileOptions options = {}) {
     return message_of([&] { load_requests(path, options); });
   };
-  EXPECT_NE(load(file_of("bad.jsonl", "{\"hash_ids\": [1]}\n{\"hash_ids\": [1,}\n")).find(":2: malformed JSON"), std::string::npos);
-  EXPECT_NE(load(file_of("bad2.jsonl", "{\"hash_ids\": [-1]}\n")).find(":1: hash_ids holds -1"), std::string::npos);
-  EXPECT_NE(load(file_of("bad3.jsonl", "{\"hash_ids\": 7}\n")).find(":1: no list hash_ids"), std::string::npos);
-  EXPECT_NE(load(file_of("cut.oracleGeneral.bin", record(1, 1, -1) + "abc")).find("record 1 is cut off after 3 of 24"), std::string::npos);
-  EXPECT_NE(load(file_of("back.oracleGeneral.bin", record(1, 1, -1) + record(1, 1, 1))).find("record 1"), std::string::npos);
+  EXPECT_NE(
+      load(file_of("bad.jsonl", "{\"hash_ids\": [1]}\n{\"hash_ids\": [1,}\n")).find(":2: malformed JSON"),
+      std::string::npos);
+  EXPECT_NE(load(file_of("bad2.jsonl", "{\"hash_ids\": [-1]}\n")).find(":1: hash_ids holds -1"),
+            std::string::npos);
+  EXPECT_NE(load(file_of("bad3.jsonl", "{\"hash_ids\": 7}\n")).find(":1: no list hash_ids"),
+            std::string::npos);
+  EXPECT_NE(load(file_of("cut.oracleGeneral.bin", record(1, 1, -1) + "abc"))
+                .find("record 1 is cut off after 3 of 24"),
+            std::string::npos);
+  EXPECT_NE(load(file_of("back.oracleGeneral.bin", record(1, 1, -1) + record(1, 1, 1))).find("record 1"),
+            std::string::npos);
   EXPECT_NE(load(file_of("neg.csv", "id,size\n1,5\n2,-5\n")).find(":3: size '-5'"), std::string::npos);
-  EXPECT_NE(load(file_of("short.csv", "id,size\n1,5\n2\n")).find(":3: no size in column 2"), std::string::npos);
+  EXPECT_NE(load(file_of("short.csv", "id,size\n1,5\n2\n")).find(":3: no size in column 2"),
+            std::string::npos);
   EXPECT_NE(load(file_of("nohead.csv", "when,what\n1,5\n")).find("no column named id"), std::string::npos);
   RequestFileOptions as_plain;
   as_plain.format = RequestFormat::plain;
-  EXPECT_NE(load(file_of("two.txt", "1\n2 3\n"), as_plain).find(":2: expected one object id"), std::string::npos);
+  EXPECT_NE(load(file_of("two.txt", "1\n2 3\n"), as_plain).find(":2: expected one object id"),
+            std::string::npos);
   EXPECT_NE(load("/nowhere/x.csv").find("cannot be opened"), std::string::npos);
   EXPECT_NE(load(::testing::TempDir()).find("is a folder"), std::string::npos);
   const std::string whole = compressed<boost::iostreams::gzip_compressor>(std::string(100000, '1') + "\n2\n");
@@ -116,7 +129,8 @@ TEST(RequestFiles, CapacitiesAreListsRangesAndShares) {
   EXPECT_EQ(capacity_for(list[3], 1000), 50u);
   EXPECT_EQ(capacity_for(list[3], 3), 1u);
   EXPECT_EQ(capacity_for(list[4], 1000), 1024u);
-  for (const char* bad : {"0", "-3", "x", "", "5,,6", "1.5", "10Q", "0%"}) EXPECT_THROW(parse_capacities({bad}), UserError) << bad;
+  for (const char* bad : {"0", "-3", "x", "", "5,,6", "1.5", "10Q", "0%"})
+    EXPECT_THROW(parse_capacities({bad}), UserError) << bad;
 }
 
 std::vector<PageRow> rows_of(bool streamed, const std::string& path, int threads) {
@@ -139,7 +153,8 @@ std::vector<PageRow> rows_of(bool streamed, const std::string& path, int threads
 TEST(PageSweep, StreamsAndThreadsGiveWhatMemoryGives) {
   std::string text;
   Philox philox(2, 1);
-  for (int i = 0; i < 200000; ++i) text += fmt::format("{}\n", philox.next_below(1 + philox.next_below(3000)));
+  for (int i = 0; i < 200000; ++i)
+    text += fmt::format("{}\n", philox.next_below(1 + philox.next_below(3000)));
   const std::string path = file_of("stream.txt", text);
   const std::vector<PageRow> held = rows_of(false, path, 1);
   ASSERT_EQ(held.size(), 10u);
@@ -187,7 +202,8 @@ TEST(StackCurve, EqualsSimulationAtEveryCapacity) {
       ServeOptions options;
       options.warmup = warmup;
       for (std::uint64_t c = 1; c <= s.unique; c += 3) {
-        ASSERT_EQ(curve.at(c), simulate_pages(s, *policy_of(policy), c, options).tally.misses) << policy << " " << c;
+        ASSERT_EQ(curve.at(c), simulate_pages(s, *policy_of(policy), c, options).tally.misses)
+            << policy << " " << c;
       }
     }
   }
@@ -221,8 +237,10 @@ TEST(OracleGeneral, FutureOfTheFileIsTheFutureOfTheStream) {
   EXPECT_EQ(held.requests(), 113872u);
   held.find_next();
   ASSERT_EQ(sweep.rows.size(), 2u);
-  EXPECT_EQ(sweep.rows[0].counts.tally.misses, simulate_pages(held, *policy_of("belady"), 5000, {}).tally.misses);
-  EXPECT_EQ(sweep.rows[1].counts.tally.misses, simulate_pages(held, *policy_of("lru"), 5000, {}).tally.misses);
+  EXPECT_EQ(sweep.rows[0].counts.tally.misses,
+            simulate_pages(held, *policy_of("belady"), 5000, {}).tally.misses);
+  EXPECT_EQ(sweep.rows[1].counts.tally.misses,
+            simulate_pages(held, *policy_of("lru"), 5000, {}).tally.misses);
 }
 
 }  // namespace

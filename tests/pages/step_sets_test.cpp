@@ -1,4 +1,5 @@
-// Sets of pages per step (guard-and-paging 7.3): its golden numbers, and the optimum by dynamic programming over sets.
+// Sets of pages per step (guard-and-paging 7.3): its golden numbers, and the optimum by dynamic programming
+// over sets.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -46,7 +47,9 @@ struct KeyPolicy final : PagePolicy {
 };
 
 constexpr double kNeverStep = 1e6;
-double next_step(const PageRequest& r) { return r.next_use == kNeverAgain ? kNeverStep : static_cast<double>(r.next_use); }
+double next_step(const PageRequest& r) {
+  return r.next_use == kNeverAgain ? kNeverStep : static_cast<double>(r.next_use);
+}
 // Base ties: the larger id is evicted first.
 double exact(const PageRequest& r) { return next_step(r) + 1e-4 * r.page; }
 double inverted(const PageRequest& r) { return -next_step(r) + 1e-4 * r.page; }
@@ -67,7 +70,8 @@ PageStream stream_of_sets(const std::vector<std::vector<Page>>& steps) {
   return stream;
 }
 
-std::uint64_t cost(const PageStream& stream, const Key& key, bool guarded, std::uint64_t k, std::uint64_t seed = 0, GuardCounters* counters = nullptr) {
+std::uint64_t cost(const PageStream& stream, const Key& key, bool guarded, std::uint64_t k,
+                   std::uint64_t seed = 0, GuardCounters* counters = nullptr) {
   ServeOptions options;
   options.seed = seed;
   const PageCounts counts = simulate_pages(stream, KeyPolicy(key, guarded), k, options);
@@ -104,7 +108,8 @@ std::uint64_t fewest(const std::vector<std::vector<Page>>& steps, std::size_t k)
 
 TEST(StepSets, GoldenOfNineSteps) {
   // guard-and-paging 7.3.
-  const std::vector<std::vector<Page>> steps{{0, 1}, {2, 3}, {0, 4}, {1, 2}, {3, 4}, {0, 1}, {4, 5}, {0, 2}, {1, 3}};
+  const std::vector<std::vector<Page>> steps{{0, 1}, {2, 3}, {0, 4}, {1, 2}, {3, 4},
+                                             {0, 1}, {4, 5}, {0, 2}, {1, 3}};
   const PageStream s = stream_of_sets(steps);
   EXPECT_EQ(fewest(steps, 2), 18u);
   EXPECT_EQ(cost(s, exact, false, 2), 18u);
@@ -149,7 +154,8 @@ TEST(StepSets, GoldenOfThreeHundredSteps) {
     std::uint64_t k, optimum, inverted;
     double guarded;  // mean of 100 seeds
   };
-  for (const Row& row : {Row{8, 1123, 1396, 1393}, Row{12, 749, 1395, 1358}, Row{16, 545, 1395, 1308}, Row{24, 286, 1388, 934}}) {
+  for (const Row& row : {Row{8, 1123, 1396, 1393}, Row{12, 749, 1395, 1358}, Row{16, 545, 1395, 1308},
+                         Row{24, 286, 1388, 934}}) {
     SCOPED_TRACE(row.k);
     GuardCounters counters;
     EXPECT_EQ(cost(s, exact, false, row.k), row.optimum);
@@ -207,7 +213,8 @@ TEST(StepSets, StrictGuardStaysWithinItsBoundInTheMean) {
     }
     const PageStream s = stream_of_sets(steps);
     double mean = 0;
-    for (std::uint64_t seed = 0; seed < 30; ++seed) mean += static_cast<double>(cost(s, inverted, true, k, seed)) / 30;
+    for (std::uint64_t seed = 0; seed < 30; ++seed)
+      mean += static_cast<double>(cost(s, inverted, true, k, seed)) / 30;
     ASSERT_LE(mean, guard_bound(k) * static_cast<double>(cost(s, exact, false, k)));
   }
 }

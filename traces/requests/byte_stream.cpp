@@ -18,7 +18,8 @@ namespace {
 
 constexpr std::size_t kBufferBytes = 1u << 18;
 
-/// A device that gives bytes read ahead first and then those of a stream, so that standard input can be looked at too.
+/// A device that gives bytes read ahead first and then those of a stream, so that standard input can be
+/// looked at too.
 class PrefixedSource {
  public:
   using char_type = char;
@@ -48,7 +49,8 @@ struct ByteStream::Impl {
   io::filtering_streambuf<io::input> chain;
 };
 
-ByteStream::ByteStream(const std::string& path) : path_(path == "-" ? "standard input" : path), impl_(std::make_unique<Impl>()) {
+ByteStream::ByteStream(const std::string& path)
+    : path_(path == "-" ? "standard input" : path), impl_(std::make_unique<Impl>()) {
   std::istream* raw = &std::cin;
   if (path != "-") {
     impl_->file.open(path, std::ios::binary);
@@ -83,7 +85,8 @@ bool ByteStream::fill() {
   try {
     got = impl_->chain.sgetn(buffer_.data() + held, static_cast<std::streamsize>(kBufferBytes));
   } catch (const std::exception& e) {
-    throw UserError("{}: damaged or cut off {} data ({}); fetch the file again", path_, compression_, e.what());
+    throw UserError("{}: damaged or cut off {} data ({}); fetch the file again", path_, compression_,
+                    e.what());
   }
   buffer_.resize(held + static_cast<std::size_t>(std::max<std::streamsize>(0, got)));
   return got > 0;

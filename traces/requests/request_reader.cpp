@@ -16,11 +16,12 @@
 namespace kvsim {
 namespace {
 
-constexpr std::array<std::pair<RequestFormat, const char*>, 5> kFormats{{{RequestFormat::automatic, "auto"},
-                                                                         {RequestFormat::mooncake, "mooncake"},
-                                                                         {RequestFormat::oracle_general, "oracleGeneral"},
-                                                                         {RequestFormat::csv, "csv"},
-                                                                         {RequestFormat::plain, "plain"}}};
+constexpr std::array<std::pair<RequestFormat, const char*>, 5> kFormats{
+    {{RequestFormat::automatic, "auto"},
+     {RequestFormat::mooncake, "mooncake"},
+     {RequestFormat::oracle_general, "oracleGeneral"},
+     {RequestFormat::csv, "csv"},
+     {RequestFormat::plain, "plain"}}};
 
 /// Numbers stand for themselves, other names for their 64-bit FNV-1a hash.
 std::uint64_t object_of(std::string_view word) {
@@ -66,8 +67,8 @@ class MooncakeReader final : public RequestReader {
       }
       for (const nlohmann::json& id : record["hash_ids"]) {
         if (!id.is_number_integer() || (!id.is_number_unsigned() && id.get<std::int64_t>() < 0)) {
-          throw UserError("{}:{}: hash_ids holds {}, expected whole numbers from 0", stream_.path(), stream_.line_number(),
-                          id.dump());
+          throw UserError("{}:{}: hash_ids holds {}, expected whole numbers from 0", stream_.path(),
+                          stream_.line_number(), id.dump());
         }
         batch.object.push_back(id.get<std::uint64_t>());
       }
@@ -81,8 +82,8 @@ class MooncakeReader final : public RequestReader {
   ByteStream stream_;
 };
 
-/// Records of 24 bytes, little-endian: u32 time, u64 object, u32 size, i64 index of the next request from 1 (negative or
-/// the largest value = never).
+/// Records of 24 bytes, little-endian: u32 time, u64 object, u32 size, i64 index of the next request from 1
+/// (negative or the largest value = never).
 class OracleGeneralReader final : public RequestReader {
  public:
   explicit OracleGeneralReader(ByteStream stream) : stream_(std::move(stream)) {}
@@ -96,8 +97,9 @@ class OracleGeneralReader final : public RequestReader {
     const std::size_t got = stream_.read(raw_.data(), raw_.size());
     const std::size_t records = got / kRecord;
     if (got % kRecord != 0) {
-      throw UserError("{}: record {} is cut off after {} of {} bytes; the file is truncated or not oracleGeneral",
-                      stream_.path(), read_ + records, got % kRecord, kRecord);
+      throw UserError(
+          "{}: record {} is cut off after {} of {} bytes; the file is truncated or not oracleGeneral",
+          stream_.path(), read_ + records, got % kRecord, kRecord);
     }
     for (std::size_t i = 0; i < records; ++i) {
       const char* at = raw_.data() + i * kRecord;
@@ -121,8 +123,10 @@ class OracleGeneralReader final : public RequestReader {
     if (next < 0 || next == std::numeric_limits<std::int64_t>::max()) return kNoNextRequest;
     const auto value = static_cast<std::uint64_t>(next) - 1;
     if (value <= index) {
-      throw UserError("{}: record {} says that its object comes next at record {}, which is not after it; is this oracleGeneral?",
-                      stream_.path(), index, value);
+      throw UserError(
+          "{}: record {} says that its object comes next at record {}, which is not after it; is this "
+          "oracleGeneral?",
+          stream_.path(), index, value);
     }
     return value;
   }
@@ -160,8 +164,10 @@ class CsvReader final : public RequestReader {
     std::size_t begin = 0;
     for (;;) {
       const std::size_t end = text.find(',', begin);
-      std::string_view word = trimmed(std::string_view(text).substr(begin, end == std::string::npos ? end : end - begin));
-      if (word.size() >= 2 && word.front() == '"' && word.back() == '"') word = word.substr(1, word.size() - 2);
+      std::string_view word =
+          trimmed(std::string_view(text).substr(begin, end == std::string::npos ? end : end - begin));
+      if (word.size() >= 2 && word.front() == '"' && word.back() == '"')
+        word = word.substr(1, word.size() - 2);
       cells_.push_back(word);
       if (end == std::string::npos) return;
       begin = end + 1;
@@ -200,14 +206,20 @@ class CsvReader final : public RequestReader {
       for (std::uint32_t c = 0; c < columns; ++c) {
         std::string name(cells_[c]);
         std::erase(name, '#');
-        std::transform(name.begin(), name.end(), name.begin(), [](unsigned char x) { return static_cast<char>(std::tolower(x)); });
+        std::transform(name.begin(), name.end(), name.begin(),
+                       [](unsigned char x) { return static_cast<char>(std::tolower(x)); });
         name = std::string(trimmed(name));
-        if (id_ == 0 && (name == "id" || name == "obj_id" || name == "object" || name == "object_id" || name == "key")) id_ = c + 1;
-        if (size_ == 0 && (name == "size" || name == "obj_size" || name == "object_size" || name == "bytes")) size_ = c + 1;
+        if (id_ == 0 &&
+            (name == "id" || name == "obj_id" || name == "object" || name == "object_id" || name == "key"))
+          id_ = c + 1;
+        if (size_ == 0 && (name == "size" || name == "obj_size" || name == "object_size" || name == "bytes"))
+          size_ = c + 1;
       }
       if (id_ == 0) {
-        throw UserError("{}: no column named id, obj_id, object, object_id or key in the header '{}'; name it with --id-column",
-                        stream_.path(), text);
+        throw UserError(
+            "{}: no column named id, obj_id, object, object_id or key in the header '{}'; name it with "
+            "--id-column",
+            stream_.path(), text);
       }
       std::string taken;
       stream_.line(taken);
@@ -238,9 +250,10 @@ class PlainReader final : public RequestReader {
     while (batch.object.size() < most && stream_.line(text)) {
       const std::string_view word = trimmed(text);
       if (word.empty()) continue;
-      if (std::any_of(word.begin(), word.end(), [](unsigned char c) { return std::isspace(c) != 0 || std::iscntrl(c) != 0; })) {
-        throw UserError("{}:{}: expected one object id per line; name the format with --format", stream_.path(),
-                        stream_.line_number());
+      if (std::any_of(word.begin(), word.end(),
+                      [](unsigned char c) { return std::isspace(c) != 0 || std::iscntrl(c) != 0; })) {
+        throw UserError("{}:{}: expected one object id per line; name the format with --format",
+                        stream_.path(), stream_.line_number());
       }
       batch.object.push_back(object_of(word));
     }
@@ -259,9 +272,11 @@ RequestFormat recognise(ByteStream& stream) {
   for (const char* ending : {".gz", ".zst", ".zstd"}) {
     if (path.ends_with(ending)) path.resize(path.size() - std::strlen(ending));
   }
-  const bool text = std::all_of(start.begin(), start.end(), [](unsigned char c) { return c >= 32 || std::isspace(c) != 0; });
+  const bool text = std::all_of(start.begin(), start.end(),
+                                [](unsigned char c) { return c >= 32 || std::isspace(c) != 0; });
   if (path.find("oracleGeneral") != std::string::npos || !text) return RequestFormat::oracle_general;
-  return path.ends_with(".csv") || start.find(',') != std::string::npos ? RequestFormat::csv : RequestFormat::plain;
+  return path.ends_with(".csv") || start.find(',') != std::string::npos ? RequestFormat::csv
+                                                                        : RequestFormat::plain;
 }
 
 }  // namespace
@@ -288,14 +303,20 @@ const char* to_text(RequestFormat format) {
 }
 
 std::unique_ptr<RequestReader> open_requests(const std::string& path, const RequestFileOptions& options) {
-  if (path != "-" && std::filesystem::is_directory(path)) throw UserError("{}: is a folder, expected a file", path);
+  if (path != "-" && std::filesystem::is_directory(path))
+    throw UserError("{}: is a folder, expected a file", path);
   ByteStream stream(path);
-  const RequestFormat format = options.format == RequestFormat::automatic ? recognise(stream) : options.format;
+  const RequestFormat format =
+      options.format == RequestFormat::automatic ? recognise(stream) : options.format;
   switch (format) {
-    case RequestFormat::mooncake: return std::make_unique<MooncakeReader>(std::move(stream));
-    case RequestFormat::oracle_general: return std::make_unique<OracleGeneralReader>(std::move(stream));
-    case RequestFormat::csv: return std::make_unique<CsvReader>(std::move(stream), options);
-    default: return std::make_unique<PlainReader>(std::move(stream));
+    case RequestFormat::mooncake:
+      return std::make_unique<MooncakeReader>(std::move(stream));
+    case RequestFormat::oracle_general:
+      return std::make_unique<OracleGeneralReader>(std::move(stream));
+    case RequestFormat::csv:
+      return std::make_unique<CsvReader>(std::move(stream), options);
+    default:
+      return std::make_unique<PlainReader>(std::move(stream));
   }
 }
 

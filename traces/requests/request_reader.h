@@ -12,9 +12,10 @@ namespace kvsim {
 /// Consecutive requests as a file names them.
 struct RequestBatch {
   std::vector<std::uint64_t> object;
-  std::vector<std::uint64_t> size;       // same length, or empty: the file has no sizes
-  std::vector<std::uint64_t> next;       // same length, or empty; index of the object's next request, kNoNextRequest = never
-  std::vector<std::uint32_t> starts;     // where groups begin; empty: the file has no groups
+  std::vector<std::uint64_t> size;  // same length, or empty: the file has no sizes
+  std::vector<std::uint64_t>
+      next;  // same length, or empty; index of the object's next request, kNoNextRequest = never
+  std::vector<std::uint32_t> starts;  // where groups begin; empty: the file has no groups
   void clear();
 };
 inline constexpr std::uint64_t kNoNextRequest = ~0ull;
@@ -43,8 +44,8 @@ class RequestReader {
   virtual bool has_groups() const = 0;
 };
 
-/// "-" is standard input; gzip and zstd are recognised by their first bytes. Malformed content is a UserError with the
-/// line or record, when it is reached.
+/// "-" is standard input; gzip and zstd are recognised by their first bytes. Malformed content is a UserError
+/// with the line or record, when it is reached.
 std::unique_ptr<RequestReader> open_requests(const std::string& path, const RequestFileOptions& options);
 
 }  // namespace kvsim
