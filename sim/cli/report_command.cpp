@@ -94,8 +94,10 @@ TableFormat format_of(const std::string& name) {
   throw UnknownName("format", name, {"table", "csv", "md"});
 }
 
-/// The canonical label where the text is a spec of a policy we know, else the text itself.
-std::string label_from(const std::string& text) {
+/// A label of the results as it is, else the canonical one where the text is a spec of a policy we know.
+std::string label_from(const std::string& text, const Results& results) {
+  for (const VariantEntry& variant : results.variants)
+    if (variant.spec == text) return text;
   try {
     const auto specs = parse_specs(text);
     if (specs.size() == 1 && text.find('(') != std::string::npos)
@@ -134,10 +136,10 @@ int show_difference(const std::vector<std::string>& folders, double tolerance) {
 }
 
 int show_report(const std::vector<std::string>& folders, ReportRequest request) {
-  for (std::string& spec : request.compare) spec = label_from(spec);
   std::vector<Results> all;
   for (const std::string& folder : folders) all.push_back(read_results(folder, needs_rows(request)));
   const Results results = join_results(std::move(all));
+  for (std::string& spec : request.compare) spec = label_from(spec, results);
   if (!request.at.empty() && !request.compare.empty())
     throw UserError("--at and --compare are two reports; ask for one");
   const std::string body = !request.compare.empty() ? compare_report(results, request)
