@@ -11,7 +11,7 @@ struct RobustSchedule {
   std::vector<std::uint32_t> windows;  // W, ascending arrival numbers from 1
   std::vector<std::uint32_t> queries;  // F
 };
-/// guard-and-paging 2.4, query gap 1, with the authors' exception for k = 10. k > 0.
+/// Sadek and Elias, 2024, query gap 1, with the authors' exception for k = 10. k > 0.
 RobustSchedule robust_schedule(std::uint32_t k);
 
 }  // namespace kvsim

@@ -14,7 +14,8 @@ struct Guard final : PagePolicy {
           "follows its base until a page evicted in the phase is missed again: then a random unrequested old "
           "page leaves",
       .reference =
-          "Guard (NeurIPS 2025), guard-and-paging 1.3; strict form: (2 H_{k-1} + 2)-robust in expectation",
+          "Guard (NeurIPS 2025), OptiSys-ZJU/Cache-Coliseum; strict form: (2 H_{k-1} + 2)-robust in "
+          "expectation",
       .guardable = false,
       .guard_refusal = "it is Guard already",
       .randomised = true};

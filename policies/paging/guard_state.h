@@ -8,7 +8,8 @@
 
 namespace kvsim {
 
-/// Guard (guard-and-paging 1.3, 1.8). The defaults are the strict form, the one that the theorem speaks of.
+/// Guard's parameters, as in its authors' code. The defaults are the strict form, the one that the theorem
+/// speaks of.
 struct GuardOptions {
   std::uint32_t relax_times = 1;  // the first relax_times - 1 detected errors of a phase are left to the base
   double relax_prob = 0.0;        // a detected error is left to the base with this probability

@@ -66,7 +66,7 @@ struct GuardPhase {
   std::uint64_t begin = 0;  // time of the miss that opened it
   std::uint64_t misses = 0, errors = 0, guards = 0;
 };
-/// Guard's counters (guard-and-paging 1.3): phases opened, re-misses of pages evicted in the phase, those
+/// Guard's counters: phases opened, re-misses of pages evicted in the phase, those
 /// that were acted upon, and victims by who named them.
 struct GuardCounters {
   std::uint64_t phases = 0, errors = 0, guards = 0, random_evictions = 0, base_evictions = 0;

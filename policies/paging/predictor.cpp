@@ -71,7 +71,7 @@ void PredictorField::prepare(std::string_view policy) {
     std::vector<std::string> names;
     for (const auto& [known, entry] : table()) names.push_back(known);
     const std::string near = nearest_name(spec_.text, names);
-    throw UserError("{}: unknown predictor '{}'{}; 'kvsim list predictors' shows them all", policy,
+    throw UserError("{}: unknown predictor '{}'{}; 'kvsim pages list predictors' shows them all", policy,
                     to_text(spec_), near.empty() ? "" : fmt::format(", did you mean '{}'?", near));
   }
   predictor_ = found->second.factory();
@@ -79,7 +79,7 @@ void PredictorField::prepare(std::string_view policy) {
   predictor_->prepare();
   if (predictor_->traits().kind != kind_) {
     throw UserError(
-        "{} needs a predictor of kind {}, and {} is of kind {}; 'kvsim list predictors' shows them all",
+        "{} needs a predictor of kind {}, and {} is of kind {}; 'kvsim pages list predictors' shows them all",
         policy, to_text(kind_), spec_.text, to_text(predictor_->traits().kind));
   }
   spec_ = parse_specs(print_fields(spec_.text, [this](FieldVisitor& v) { predictor_->fields(v); })).at(0);

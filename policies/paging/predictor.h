@@ -76,7 +76,7 @@ class PredictorField {
   std::unique_ptr<Predictor> predictor_;
 };
 
-/// Noise on next uses and labels (guard-and-paging 4.2): none, inverted, normal(sigma), lognormal(sigma),
+/// Noise on next uses and labels (as in Cache-Coliseum): none, inverted, normal(sigma), lognormal(sigma),
 /// flip(p).
 class NoiseField {
  public:

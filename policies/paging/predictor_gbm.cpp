@@ -56,7 +56,7 @@ struct Gbm final : Predictor {
       .summary =
           "boosted trees on gaps and decayed counts, trained on Belady's labels of the first part of the "
           "stream",
-      .reference = "guard-and-paging 4.3 (GBM, there called LRB); leave the training part out with --warmup",
+      .reference = "Cache-Coliseum's GBM (there called LRB); leave the training part out with --warmup",
       .kind = PredictionKind::label,
       .future = true,
       .in_memory = true,

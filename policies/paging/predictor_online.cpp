@@ -83,7 +83,7 @@ struct Pleco final : Predictor {
 struct PlecoLabel final : Predictor {
   static constexpr PredictorTraits kTraits{.name = "pleco_label",
                                            .summary = "0 when PLECO's probability is above one half, else 1",
-                                           .reference = "guard-and-paging 4.3 (PLECO-Bin)",
+                                           .reference = "Cache-Coliseum's PLECO-Bin",
                                            .kind = PredictionKind::label};
   const PredictorTraits& traits() const override { return kTraits; }
   std::unique_ptr<Prediction> start(const CacheSetup&) const override {
@@ -118,7 +118,7 @@ class HistoryRun final : public Prediction {
 struct History final : Predictor {
   static constexpr PredictorTraits kTraits{.name = "history",
                                            .summary = "time + 1 / moving average of the page's request rate",
-                                           .reference = "guard-and-paging 7.7",
+                                           .reference = "own; POPU with forgetting",
                                            .kind = PredictionKind::next_use};
   double half_life = 64;
   const PredictorTraits& traits() const override { return kTraits; }
@@ -214,7 +214,7 @@ struct Attention final : Predictor {
       .summary =
           "the page's attention mass: of the last step, its moving average, or of a lookahead's pseudo "
           "queries",
-      .reference = "guard-and-paging 7.7 (no perfect limit: robustness holds, 1-consistency does not)",
+      .reference = "own (no perfect limit: robustness holds, 1-consistency does not)",
       .kind = PredictionKind::score,
       .attention = true};
   static constexpr std::string_view kSources[] = {"last", "average", "lookahead"};

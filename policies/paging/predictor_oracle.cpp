@@ -29,7 +29,7 @@ struct Oracle final : Predictor {
       .name = "oracle",
       .summary =
           "the true next use plus noise; a page that never comes back has the length of the stream + 1",
-      .reference = "guard-and-paging 4.1, 4.2",
+      .reference = "Cache-Coliseum's noisy next uses (dis, logdis)",
       .kind = PredictionKind::next_use,
       .future = true};
   NoiseField noise;
@@ -90,7 +90,7 @@ struct Labels final : Predictor {
   static constexpr PredictorTraits kTraits{
       .name = "labels",
       .summary = "1 when Belady evicts the page before its next request, turned with probability p",
-      .reference = "guard-and-paging 4.2 (bin)",
+      .reference = "Cache-Coliseum's noisy labels (bin)",
       .kind = PredictionKind::label,
       .future = true,
       .in_memory = true,
@@ -109,7 +109,7 @@ struct PhaseLabels final : Predictor {
       .name = "phase_labels",
       .summary =
           "0 when the page is requested in the next phase of k distinct pages, turned with probability p",
-      .reference = "Antoniadis et al., 2023; guard-and-paging 2.2",
+      .reference = "Antoniadis et al., 2023",
       .kind = PredictionKind::label,
       .future = true,
       .in_memory = true,

@@ -15,7 +15,8 @@ namespace kvsim {
 
 /// Cold fills use the lowest slot that was never used, then slots that were given back, last first. `Rule` is
 /// a final class derived from VictimRule (calls are then inlined), or ErasedRule. With kGuarded this is
-/// guard-and-paging 1.3, and serve_step is its section 7.3.
+/// Guard around the rule, and serve_step keeps its guarantees for the sets of steps: hits first, then misses,
+/// all pinned.
 template <typename Rule, bool kGuarded = false>
 class SlotCache final : public RequestLoop<SlotCache<Rule, kGuarded>> {
   using Loop = RequestLoop<SlotCache<Rule, kGuarded>>;

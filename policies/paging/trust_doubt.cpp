@@ -12,7 +12,7 @@
 namespace kvsim {
 namespace {
 
-/// guard-and-paging 2.5. The simulated cache is `held_`; the real one follows it lazily.
+/// Antoniadis et al., 2020. The simulated cache is `held_`; the real one follows it lazily.
 class TrustDoubtCache final : public RequestLoop<TrustDoubtCache> {
  public:
   TrustDoubtCache(const CacheSetup& setup, std::uint64_t seed, std::unique_ptr<Prediction> prediction)

@@ -12,16 +12,15 @@
 namespace kvsim {
 namespace {
 
-/// Attention of all rows: [tokens, rows], rows query head major.
-Matrix<float> exact_weights(const HeadBlock& head, const LayerInfo& layer, std::uint64_t first,
-                            std::size_t queries) {
-  const std::size_t rows = head.query.rows();
-  std::vector<TokenIndex> position(rows);
-  for (std::size_t r = 0; r < rows; ++r) position[r] = static_cast<TokenIndex>(first + r % queries);
-  Matrix<float> weights(head.key.rows(), rows, kRowPad);
-  attention_weights(head.key.view(), head.query.view(), position,
-                    {layer.softmax_scale, layer.logit_softcap, layer.sliding_window}, 0, rows,
-                    weights.view());
+/// Attention of all rows: [tokens, rows], rows query head major; each head's queries stand at first, first +
+/// 1, ...
+Matrix<float> exact_weights(MatrixView<const float> keys, MatrixView<const float> query,
+                            const LayerInfo& layer, std::uint64_t first, std::size_t queries) {
+  std::vector<TokenIndex> position(query.rows);
+  for (std::size_t r = 0; r < query.rows; ++r) position[r] = static_cast<TokenIndex>(first + r % queries);
+  Matrix<float> weights(keys.rows, query.rows, kRowPad);
+  attention_weights(keys, query, position, {layer.softmax_scale, layer.logit_softcap, layer.sliding_window},
+                    0, query.rows, weights.view());
   return weights;
 }
 
@@ -65,7 +64,8 @@ void needed_blocks(std::span<const double> mass, const AttentionStreamOptions& o
 }  // namespace
 
 AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, std::size_t prompt_queries,
-                                 bool with_outputs, const AttentionStreamOptions& options) {
+                                 MatrixView<const float> lookahead, bool with_outputs,
+                                 const AttentionStreamOptions& options) {
   const LayerInfo& layer = info.layers[head.layer_ordinal];
   AttentionStream out;
   out.options = options;
@@ -75,7 +75,8 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
   const std::size_t queries = prompt_queries + info.decode_len;
   KVSIM_CHECK(head.query.rows() == out.group * queries, "{} query rows, expected {} x {}", head.query.rows(),
               out.group, queries);
-  Matrix<float> weights = exact_weights(head, layer, info.prompt_len - prompt_queries, queries);
+  Matrix<float> weights =
+      exact_weights(head.key.view(), head.query.view(), layer, info.prompt_len - prompt_queries, queries);
   const std::size_t blocks = (head.key.rows() + options.block - 1) / options.block;
   out.pinned = options.sink_blocks + options.recent_blocks;
 
@@ -122,6 +123,18 @@ AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, s
       stream.mass(q, p) = static_cast<float>(masses[q][out.block_of[p]]);
   }
   stream.first_step = prompt_queries;
+  if (lookahead.rows > 0) {
+    const std::size_t pseudo = lookahead.rows / out.group;
+    const Matrix<float> ahead = exact_weights(head.key.view().rows_from(0, info.prompt_len), lookahead, layer,
+                                              info.prompt_len, pseudo);
+    stream.lookahead = Matrix<float>(pseudo, stream.mass.cols());
+    for (std::size_t q = 0; q < pseudo; ++q) {
+      const BlockMasses mass = block_masses(ahead, out.group, pseudo, q, options.block, blocks);
+      for (std::size_t p = 0; p < out.block_of.size(); ++p) {
+        stream.lookahead(q, p) = static_cast<float>(mass.mean[out.block_of[p]]);
+      }
+    }
+  }
   stream.find_next();
   if (with_outputs) {
     out.weights = Matrix<float>(head.key.rows(), out.group * out.steps);

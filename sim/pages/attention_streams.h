@@ -31,11 +31,14 @@ struct AttentionStream {
   Matrix<float> value;    // [tokens, dv], likewise
 };
 
-/// `block` must hold the queries of the last `prompt_queries` prompt positions and all decode steps.
-/// `with_outputs` keeps weights and values. The attention mass of pages (PageStream::mass) has one row per
-/// prompt query, then one per step.
+/// `head` must hold the queries of the last `prompt_queries` prompt positions and all decode steps;
+/// `lookahead` is empty or the pseudo queries of a lookahead, [group * n, d], query head major, at positions
+/// T, T+1, ... over the prompt's keys. `with_outputs` keeps weights and values. The attention mass of pages
+/// (PageStream::mass) has one row per prompt query, then one per step; PageStream::lookahead one per pseudo
+/// query.
 AttentionStream attention_stream(const TraceInfo& info, const HeadBlock& head, std::size_t prompt_queries,
-                                 bool with_outputs, const AttentionStreamOptions& options);
+                                 MatrixView<const float> lookahead, bool with_outputs,
+                                 const AttentionStreamOptions& options);
 
 /// What the same policy does to the outputs when it evicts for good: it starts with the prompt's blocks
 /// loaded in order, sees the steps' requests for what it still holds, and nothing ever comes back. Mean over

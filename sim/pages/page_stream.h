@@ -16,7 +16,7 @@ enum class Grouping : std::uint8_t {
   none,    // every request stands alone
   prefix,  // lookups of the whole group first (leading residents are prefix hits), then one request after the
            // other
-  sets,    // the set of one step: all of it must be resident at once (guard-and-paging 7.3)
+  sets,    // the set of one step: all of it must be resident at once
 };
 
 struct PageStream {

@@ -29,7 +29,7 @@ class AttentionStreams : public ::testing::Test {
     request.prompt_queries = std::min<std::size_t>(8, info.layers[layer].prompt_queries(info.prompt_len));
     block = reader.read_head(layer, head, request);
     before = request.prompt_queries;
-    return attention_stream(info, block, before, true, options);
+    return attention_stream(info, block, before, {}, true, options);
   }
   TraceInfo info;
   HeadBlock block;

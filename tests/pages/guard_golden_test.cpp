@@ -1,5 +1,6 @@
-// Golden numbers of Guard and its companions. All come from guard-and-paging.md 1.9 and 1.10, where the
-// authors' own classes were run on these sequences.
+// Golden numbers of Guard and its companions. All come from the reference notes on Guard
+// (OptiSys-ZJU/Cache-Coliseum @ 4568bb6) 1.9 and 1.10, where the authors' own classes were run on these
+// sequences.
 #include <gtest/gtest.h>
 
 #include <cmath>

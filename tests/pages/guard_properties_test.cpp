@@ -1,4 +1,4 @@
-// Properties of Guard and its companions on thousands of seeded random traces (guard-and-paging 6.1), ratios
+// Properties of Guard and its companions on thousands of seeded random traces (notes on Guard 6.1), ratios
 // of 6.2.
 #include <gtest/gtest.h>
 
@@ -325,7 +325,7 @@ TEST(GuardRatios, InvertedPredictionsOfTheReferencesTable) {
     std::uint32_t k;
     double blind, guard, relaxed, no_random, marker, lru;
   };
-  // guard-and-paging 6.2; tolerance 3 % (6.1, item 6).
+  // notes on Guard 6.2; tolerance 3 % (6.1, item 6).
   const Row rows[] = {{"cyclic", 4, 3.99, 2.84, 3.99, 3.99, 2.09, 3.99},
                       {"cyclic", 8, 7.89, 3.54, 6.77, 7.89, 2.70, 7.89},
                       {"cyclic", 16, 15.09, 4.12, 7.58, 15.09, 3.26, 15.09},

@@ -12,7 +12,8 @@ namespace {
 
 const std::string kMooncake = KVSIM_SOURCE_DIR "/../shared/data/mooncake-conversation.jsonl";
 
-/// retrieval-and-tiers 9.4, computed there with the script of its appendix under the definition of 9.3.
+/// Notes on Mooncake's traces, 9.4:, computed there with the script of its appendix under the definition
+/// of 9.3.
 TEST(Mooncake, PrefixHitRatesOfTheConversationTrace) {
   if (!std::filesystem::exists(kMooncake)) GTEST_SKIP() << "not here: " << kMooncake;
   PageStream stream = load_requests(kMooncake, {});

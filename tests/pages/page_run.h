@@ -28,7 +28,7 @@ struct Sequence {
 Sequence sequence_of(const std::string& words, const std::string& numbers = "");
 std::vector<double> numbers_of(const std::string& words);
 
-/// The glibc-like generator of guard-and-paging G4: x <- 1103515245 x + 12345 mod 2^31, output x >> 16.
+/// The glibc-like generator of notes on Guard G4: x <- 1103515245 x + 12345 mod 2^31, output x >> 16.
 class Lcg {
  public:
   explicit Lcg(std::uint32_t seed) : x_(seed) {}

@@ -1,4 +1,4 @@
-// Sets of pages per step (guard-and-paging 7.3): its golden numbers, and the optimum by dynamic programming
+// Sets of pages per step (notes on Guard 7.3): its golden numbers, and the optimum by dynamic programming
 // over sets.
 #include <gtest/gtest.h>
 
@@ -107,7 +107,7 @@ std::uint64_t fewest(const std::vector<std::vector<Page>>& steps, std::size_t k)
 }
 
 TEST(StepSets, GoldenOfNineSteps) {
-  // guard-and-paging 7.3.
+  // notes on Guard 7.3.
   const std::vector<std::vector<Page>> steps{{0, 1}, {2, 3}, {0, 4}, {1, 2}, {3, 4},
                                              {0, 1}, {4, 5}, {0, 2}, {1, 3}};
   const PageStream s = stream_of_sets(steps);
@@ -131,7 +131,7 @@ TEST(StepSets, GoldenOfNineSteps) {
 }
 
 TEST(StepSets, GoldenOfThreeHundredSteps) {
-  // guard-and-paging 7.3: the LCG of G4 with seed 2024.
+  // notes on Guard 7.3: the LCG of G4 with seed 2024.
   Lcg lcg(2024);
   std::vector<std::vector<Page>> steps;
   std::uint64_t sum = 0, requests = 0;
