@@ -3,6 +3,7 @@
 // The array has the shape [layers, KV heads, prompt tokens]; larger scores are kept. `layers` is either the
 // number of the model's layers (indexed by the layer's own number) or of the recorded ones (in their order).
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "kernels/error.h"
@@ -31,22 +32,29 @@ struct External final : Policy {
       throw UserError("external needs a file and a dataset, e.g. external(file=scores.h5,dataset=/scores)");
     }
     array_ = &resources.array(file_, dataset_);
+    const auto bad = std::find_if(array_->data.begin(), array_->data.end(), [](float v) { return std::isnan(v); });
+    if (bad != array_->data.end())
+      throw UserError("{} in {}: value {} is not a number", dataset_, file_, bad - array_->data.begin());
   }
   Need needs() const override { return Need::none; }
 
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+  void check(const LayerGeometry& layer) const override {
     KVSIM_CHECK(array_ != nullptr, "external scores without prepare()");
-    const LayerGeometry& layer = head.geometry();
     const std::size_t recorded = std::max<std::size_t>(1, layer.recorded_layers.size());
     const auto& shape = array_->shape;
     const bool fits = shape.size() == 3 && (shape[0] == layer.model_layers || shape[0] == recorded) &&
                       shape[1] == layer.kv_heads && shape[2] == layer.prompt;
-    if (!fits) {
-      throw UserError("{} in {} has shape [{}], expected [{}{}, {}, {}] (layers, KV heads, prompt tokens)",
-                      dataset_, file_, fmt::join(shape, ", "), layer.model_layers,
-                      recorded == layer.model_layers ? "" : fmt::format(" or {}", recorded), layer.kv_heads,
-                      layer.prompt);
-    }
+    if (fits) return;
+    throw UserError("{} in {} has shape [{}], expected [{}{}, {}, {}] (layers, KV heads, prompt tokens)", dataset_,
+                    file_, fmt::join(shape, ", "), layer.model_layers,
+                    recorded == layer.model_layers ? "" : fmt::format(" or {}", recorded), layer.kv_heads,
+                    layer.prompt);
+  }
+
+  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+    const LayerGeometry& layer = head.geometry();
+    check(layer);
+    const auto& shape = array_->shape;
     std::size_t index = layer.layer;
     if (shape[0] != layer.model_layers) {
       const auto place = std::find(layer.recorded_layers.begin(), layer.recorded_layers.end(), layer.layer);

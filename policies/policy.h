@@ -142,6 +142,9 @@ class Policy {
   /// After binding, before use: checks combinations of parameters (UserError) and loads files.
   virtual void prepare(Resources&) {}
 
+  /// Before a run, for every layer: throws UserError with the reason when the policy cannot work on such a layer.
+  virtual void check(const LayerGeometry&) const {}
+
   virtual Need needs() const = 0;
   virtual std::uint32_t window() const { return 0; }  // prompt queries that window_mean is asked for
   virtual Unit unit() const { return Unit::kv; }

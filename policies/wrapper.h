@@ -17,6 +17,7 @@ class ScoreWrapper : public Policy {
   const PolicyTraits& traits() const override { return traits_; }
   /// Throws UserError where no policy is given.
   void prepare(Resources& resources) override;
+  void check(const LayerGeometry& layer) const override { score_->check(layer); }
   Need needs() const override { return score_ ? score_->needs() : Need::none; }
   std::uint32_t window() const override { return score_ ? score_->window() : 0; }
   Unit unit() const override { return score_ ? score_->unit() : Unit::kv; }

@@ -52,10 +52,10 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
   const auto without = [&](std::string_view what, std::string_view how) {
     return fmt::format("needs {}, which layer {} of {} lacks: record with {}", what, layer.index, trace.path, how);
   };
+  if (has(needs, Need::window_queries) && policy.window() >= trace.prompt_len)
+    return fmt::format("needs a prompt of more than {} tokens, that of {} has {}: choose a smaller window", policy.window(), trace.path,
+                       trace.prompt_len);
   if (has(needs, Need::window_queries) && policy.window() > prompt_queries) {
-    if (policy.window() > trace.prompt_len)
-      return fmt::format("needs the last {} prompt queries, the prompt of {} has {} tokens: choose a smaller window",
-                         policy.window(), trace.path, trace.prompt_len);
     return fmt::format("needs the last {} prompt queries, layer {} of {} holds {}: record with --queries window:{}",
                        policy.window(), layer.index, trace.path, prompt_queries, policy.window());
   }

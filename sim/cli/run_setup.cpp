@@ -125,8 +125,14 @@ void refuse_what_cannot_run(PreparedRun& run) {
     for (std::uint32_t v = 0; v < run.variants.size(); ++v) {
       const Policy& policy = *run.variants[v].policy;
       std::string why = scope_refusal(policy, run.options.budget_scope);
-      for (const LayerInfo& layer : info.layers)
-        if (why.empty()) why = missing_need(policy, info, layer);
+      for (std::size_t l = 0; l < info.layers.size() && why.empty(); ++l) {
+        why = missing_need(policy, info, info.layers[l]);
+        try {
+          if (why.empty()) policy.check(make_layer_context(info, l).geometry);
+        } catch (const UserError& error) {
+          why = fmt::format("cannot be used: {}", error.what());
+        }
+      }
       if (!why.empty()) run.record.refusals.push_back({t, v, why});
     }
   }
