@@ -109,13 +109,27 @@ template <typename Rank>
 void own_order_curve(const CurveInput& in, MatrixView<const Rank> ranks, std::size_t row_begin, std::size_t row_end,
                      const CurveOutput& out);
 
-/// overlap[s][row] = how many of order[0 .. counts[s]) have rank < limit(s, row), tile rows counted from row_begin.
-/// `limits` has one row (the same limit at every snapshot) or counts.size() rows; [.., row stride]. One limit costs one
-/// compare per element, however many counts; a limit per snapshot at most a small multiple of that where limits rise.
+/// One set of limits to count against, and where its counts go.
+struct OverlapQuery {
+  MatrixView<const std::uint32_t> limits;  // 1 row (the same limit at every snapshot) or one per snapshot; [.., row stride]
+  MatrixView<std::uint32_t> overlap;       // [counts, tile rows], rows counted from row_begin
+};
+/// overlap[s][row] = how many of order[0 .. counts[s]) have rank < limit(s, row), for every query in one reading of the
+/// ranks. A query with one limit costs one compare per element, however many counts; with a limit per snapshot sum(counts)
+/// / counts.back() compares, or a histogram where limits rise and that is cheaper.
+template <typename Rank>
+void overlap_counts(MatrixView<const Rank> ranks, std::span<const TokenIndex> order,
+                    std::span<const std::uint32_t> counts, std::span<const OverlapQuery> queries,
+                    std::size_t row_begin, std::size_t row_end);
+
+/// The same for one query.
 template <typename Rank>
 void overlap_counts(MatrixView<const Rank> ranks, std::span<const TokenIndex> order,
                     std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
-                    std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap);
+                    std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
+  const OverlapQuery query{limits, overlap};
+  overlap_counts(ranks, order, counts, std::span(&query, 1), row_begin, row_end);
+}
 
 /// out[c][step] += sum over k of a[k][step] * b[k][c]: product of two matrices stored along k, fixed order.
 /// a [k, >= steps] with stride a multiple of kRowPad, b [k, cols], out [cols, stride multiple of kRowPad].

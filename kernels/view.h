@@ -8,6 +8,8 @@
 #include <span>
 #include <type_traits>
 
+#include "kernels/memory.h"
+
 namespace kvsim {
 
 /// Position of a token in its sequence, from 0.
@@ -33,8 +35,6 @@ struct MatrixView {
   }
 };
 
-inline constexpr std::size_t kAlignment = 64;
-
 /// Smallest multiple of `step` that is not below `n`.
 constexpr std::size_t round_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
 
@@ -44,7 +44,7 @@ class Matrix {
  public:
   Matrix() = default;
   Matrix(std::size_t rows, std::size_t cols, std::size_t pad = 1)
-      : rows_(rows), cols_(cols), stride_(round_up(cols, pad)), data_(allocate(rows * stride_)) {}
+      : rows_(rows), cols_(cols), stride_(round_up(cols, pad)), data_(allocate(rows * stride_), Release{rows * stride_ * sizeof(T)}) {}
   Matrix(Matrix&& other) noexcept = default;
   Matrix& operator=(Matrix&& other) noexcept = default;
 
@@ -65,9 +65,10 @@ class Matrix {
  private:
   static_assert(std::is_trivially_copyable_v<T>);
   struct Release {
-    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(kAlignment)); }
+    std::size_t bytes = 0;
+    void operator()(T* p) const { release_zeroed(p, bytes); }
   };
-  static T* allocate(std::size_t n) { return n == 0 ? nullptr : new (std::align_val_t(kAlignment)) T[n](); }
+  static T* allocate(std::size_t n) { return n == 0 ? nullptr : static_cast<T*>(allocate_zeroed(n * sizeof(T))); }
 
   std::size_t rows_ = 0;
   std::size_t cols_ = 0;

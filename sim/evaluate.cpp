@@ -2,7 +2,6 @@
 #include "sim/evaluate.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -13,16 +12,26 @@ namespace {
 
 constexpr float kUndefined = std::numeric_limits<float>::quiet_NaN();
 
-/// Results of the kernels for a range of rows, [budgets][rows] each.
+/// Results of the kernels for a range of rows, [budgets][rows] each. Reused from task to task: what was in it stays until
+/// it is written.
 struct RowValues {
-  RowValues(std::size_t budgets, std::size_t rows)
-      : error(budgets, rows, kRowPad), recall(budgets, rows, kRowPad), agree(budgets, rows, kRowPad), limits() {
-    for (auto& counts : found) counts = Matrix<std::uint32_t>(budgets, rows, kRowPad);
+  void resize(std::size_t budgets, std::size_t rows, std::size_t limit_stride) {
+    fit(error, budgets, rows);
+    fit(recall, budgets, rows);
+    fit(agree, budgets, rows);
+    for (auto& counts : found) fit(counts, budgets, rows);
+    fit(limits, budgets, limit_stride);
   }
   Matrix<float> error, recall;
-  Matrix<std::uint32_t> agree;                                         // kept tokens among the row's own best n
-  std::array<Matrix<std::uint32_t>, kMassFractions.size()> found;      // kept tokens of the needed sets
-  Matrix<std::uint32_t> limits;                                        // n of query_consistency, [budgets][row stride]
+  Matrix<std::uint32_t> agree;                                     // kept tokens among the row's own best n
+  std::array<Matrix<std::uint32_t>, kMassFractions.size()> found;  // kept tokens of the needed sets
+  Matrix<std::uint32_t> limits;                                    // n of query_consistency, [budgets][row stride]
+
+ private:
+  template <typename T>
+  static void fit(Matrix<T>& matrix, std::size_t rows, std::size_t cols) {
+    if (matrix.rows() != rows || matrix.cols() != cols) matrix = Matrix<T>(rows, cols, kRowPad);
+  }
 };
 
 MatrixView<const std::uint32_t> one_row(std::span<const std::uint32_t> values) {
@@ -31,12 +40,11 @@ MatrixView<const std::uint32_t> one_row(std::span<const std::uint32_t> values) {
 
 /// n = kept tokens that a row may see: the count itself, or fewer under a sliding window. With an order of its own
 /// (step_order) a row keeps visible tokens only.
-Matrix<std::uint32_t> visible_counts(const ExactSteps& exact, const UnitSelection& unit, bool sliding, bool step_order) {
-  const std::size_t stride = exact.weights().stride;
-  Matrix<std::uint32_t> limits(unit.ascending.size(), stride);
+void visible_counts(const ExactSteps& exact, const UnitSelection& unit, bool sliding, bool step_order,
+                    Matrix<std::uint32_t>& limits) {
   std::vector<std::uint32_t> kept_from;  // kept_from[p]: kept tokens at positions >= p
   for (std::size_t b = 0; b < unit.ascending.size(); ++b) {
-    std::fill_n(limits.row(b), stride, unit.ascending[b]);
+    std::fill_n(limits.row(b), limits.stride(), unit.ascending[b]);
     if (!sliding) continue;
     if (step_order) {
       for (std::size_t row = 0; row < exact.rows(); ++row) {
@@ -51,7 +59,6 @@ Matrix<std::uint32_t> visible_counts(const ExactSteps& exact, const UnitSelectio
     for (std::size_t row = 0; row < exact.rows(); ++row)
       limits(b, row) = kept_from[std::min<std::size_t>(exact.first_visible(row), unit.order.size())];
   }
-  return limits;
 }
 
 /// Rows whose kept mass underflowed in the shared softmax: exact recomputation with their own maximum.
@@ -91,7 +98,7 @@ void run_kernels(const HeadView& head, MatrixView<const Rank> ranks, const UnitS
     out.delta = delta->data.data();
     out.delta_stride = delta->budget_stride;
   }
-  values.limits = visible_counts(exact, unit, head.layer.rule.window != 0, step_order);
+  visible_counts(exact, unit, head.layer.rule.window != 0, step_order, values.limits);
   if (step_order) {
     // The kept set of a row is its own best n: it agrees by definition, and what it lacks of a needed set is arithmetic.
     own_order_curve(in, ranks, row_begin, row_end, out);
@@ -105,9 +112,10 @@ void run_kernels(const HeadView& head, MatrixView<const Rank> ranks, const UnitS
     return;
   }
   curve_pass(in, row_begin, row_end, out);
-  overlap_counts(ranks, unit.order, unit.ascending, values.limits.view(), row_begin, row_end, values.agree.view());
+  std::vector<OverlapQuery> queries{{values.limits.view(), values.agree.view()}};
   for (std::size_t c = 0; c < kMassFractions.size(); ++c)
-    overlap_counts(ranks, unit.order, unit.ascending, one_row(exact.needed_prompt(c)), row_begin, row_end, values.found[c].view());
+    queries.push_back({one_row(exact.needed_prompt(c)), values.found[c].view()});
+  overlap_counts(ranks, unit.order, unit.ascending, queries, row_begin, row_end);
 }
 
 /// The order of StepMetric's miss rates against kMassFractions {.5, .9, .99}.
@@ -116,116 +124,91 @@ constexpr std::array<std::pair<StepMetric, std::size_t>, 3> kMissMetrics{
 
 /// The rows of a chunk in the order in which they are summed: step block, query head, step.
 struct RowOrder {
-  std::vector<std::uint32_t> row, head, step;  // step counts from the beginning of the decode
+  std::vector<std::uint32_t> row, step;  // step counts from the beginning of the decode
 
   RowOrder(const StepRange& steps, std::size_t group) {
     for (std::size_t block = 0; block < steps.count; block += kStepBlock)
       for (std::size_t h = 0; h < group; ++h)
         for (std::size_t t = block; t < std::min(steps.count, block + kStepBlock); ++t) {
           row.push_back(static_cast<std::uint32_t>(h * steps.count + t));
-          head.push_back(static_cast<std::uint32_t>(h));
           step.push_back(static_cast<std::uint32_t>(steps.first + t));
         }
   }
 };
 
-/// Rows that share a kept set, with what the kernels found for them.
+/// Rows that share a kept set, with what the kernels found for them: rows [begin, end), of which those from `first` on are
+/// the unit's own (tiles start at multiples of kRowPad).
 struct Range {
-  const UnitSelection* unit;
-  std::size_t begin, end;
+  const UnitSelection* unit = nullptr;
+  std::size_t begin = 0, first = 0, end = 0;
   RowValues values;
 };
 
-/// Adds one budget of a chunk to the measure. `range_of(head)` is the range that holds a query head's rows.
-template <typename RangeOf>
-void add_budget(const HeadView& head, const RowOrder& order, const RangeOf& range_of, std::size_t budget, HeadMeasure& measure) {
-  const ExactSteps& exact = head.exact;
-  std::vector<float> values(order.row.size());
-  const auto add = [&](StepMetric metric, const auto& value_of) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const Range& range = range_of(order.head[i]);
-      values[i] = value_of(range.values, range.unit->place[budget], order.row[i] - range.begin, order.row[i]);
-    }
-    measure.add(metric, budget, values, order.step);
-  };
+/// What adding up a head's results needs beside them; kept from budget to budget.
+struct Adding {
+  Adding(const HeadView& view, std::span<const Range> row_ranges)
+      : head(view), ranges(row_ranges), order(view.exact.steps(), view.layer.geometry.group), by_row(view.exact.rows()),
+        ordered(view.exact.rows()), decoded(view.exact.rows()) {
+    for (std::size_t row = 0; row < decoded.size(); ++row)
+      decoded[row] = view.exact.position()[row] + 1 -
+                     std::max(view.exact.first_visible(row), static_cast<TokenIndex>(view.layer.geometry.prompt));
+  }
+  const HeadView& head;
+  std::span<const Range> ranges;
+  RowOrder order;
+  std::vector<float> by_row, ordered;
+  std::vector<std::uint32_t> decoded;  // tokens of the decode that a row reads
+};
+
+/// value_of(values, budget, row in the range, row) of every row into `by_row`, then into the measure in its order.
+template <typename ValueOf>
+void add_metric(Adding& adding, StepMetric metric, std::size_t budget, HeadMeasure& measure, const ValueOf& value_of) {
+  for (const Range& range : adding.ranges) {
+    const std::size_t place = range.unit->place[budget];
+    for (std::size_t row = range.first; row < range.end; ++row)
+      adding.by_row[row] = value_of(range.values, place, row - range.begin, row);
+  }
+  for (std::size_t i = 0; i < adding.ordered.size(); ++i) adding.ordered[i] = adding.by_row[adding.order.row[i]];
+  measure.add(metric, budget, adding.ordered, adding.order.step);
+}
+
+/// Counts are below 2^31: as signed numbers they become floats in one instruction.
+float as_float(std::uint32_t count) { return static_cast<float>(static_cast<std::int32_t>(count)); }
+
+/// Adds one budget of a chunk to the measure.
+void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure) {
+  const ExactSteps& exact = adding.head.exact;
   using Values = const RowValues&;
-  add(StepMetric::output_error, [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.error(b, at); });
-  add(StepMetric::attention_recall, [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.recall(b, at); });
-  add(StepMetric::query_consistency, [](Values v, std::size_t b, std::size_t at, std::size_t row) {
-    const std::uint32_t n = v.limits(b, row);
-    return n == 0 ? kUndefined : static_cast<float>(v.agree(b, at)) / static_cast<float>(n);
-  });
+  add_metric(adding, StepMetric::output_error, budget, measure,
+             [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.error(b, at); });
+  add_metric(adding, StepMetric::attention_recall, budget, measure,
+             [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.recall(b, at); });
+  add_metric(adding, StepMetric::query_consistency, budget, measure,
+             [](Values v, std::size_t b, std::size_t at, std::size_t row) {
+               const std::uint32_t n = v.limits(b, row);
+               return n == 0 ? kUndefined : as_float(v.agree(b, at)) / as_float(n);
+             });
   for (const auto& [metric, c] : kMissMetrics) {
-    add(metric, [&exact, fraction = c](Values v, std::size_t b, std::size_t at, std::size_t row) {
-      const std::uint32_t missing = exact.needed_prompt(fraction)[row] - v.found[fraction](b, at);
-      return static_cast<float>(missing) / static_cast<float>(exact.needed_total(fraction)[row]);
+    const std::uint32_t* const prompt = exact.needed_prompt(c).data();
+    const std::uint32_t* const total = exact.needed_total(c).data();
+    add_metric(adding, metric, budget, measure, [=, fraction = c](Values v, std::size_t b, std::size_t at, std::size_t row) {
+      return as_float(prompt[row] - v.found[fraction](b, at)) / as_float(total[row]);
     });
   }
-  for (std::size_t i = 0; i < order.row.size(); ++i) {
-    const std::size_t row = order.row[i];
-    const Range& range = range_of(order.head[i]);
-    const TokenIndex first_decode = std::max(exact.first_visible(row), static_cast<TokenIndex>(head.layer.geometry.prompt));
-    measure.add_readable(budget, static_cast<double>(range.values.limits(range.unit->place[budget], row)) +
-                                     static_cast<double>(exact.position()[row] + 1 - first_decode));
+  std::uint64_t sum = 0;
+  std::uint32_t most = 0;
+  for (const Range& range : adding.ranges) {
+    const std::uint32_t* const limits = range.values.limits.row(range.unit->place[budget]);
+    for (std::size_t row = range.first; row < range.end; ++row) {
+      const std::uint32_t readable = limits[row] + adding.decoded[row];
+      sum += readable;
+      most = std::max(most, readable);
+    }
   }
+  measure.add_readable(budget, sum, most);
 }
 
 }  // namespace
-
-HeadMeasure::HeadMeasure(std::size_t budgets, std::size_t group, std::size_t steps, bool keep_steps)
-    : group_(group), steps_(steps), distributions_(budgets * kStepMetrics), readable_sum_(budgets, 0.0),
-      readable_most_(budgets, 0.0) {
-  if (keep_steps) step_sums_.assign(budgets * kStepMetrics * steps, 0.0f);
-}
-
-void HeadMeasure::add(StepMetric metric, std::size_t budget, std::span<const float> values, std::span<const std::uint32_t> steps) {
-  Distribution& distribution = distributions_[place(metric, budget)];
-  // Same result as Distribution::add one by one: the bins of normal floats are counted in a dense table first, whose index
-  // is the float's exponent and first seven bits of mantissa, the very bits that make a bin.
-  constexpr unsigned kDropped = 16;
-  thread_local std::vector<std::uint32_t> dense(1u << (31 - kDropped), 0);
-  thread_local std::vector<std::uint32_t> touched;
-  touched.clear();
-  for (const float value : values) {
-    if (!(value >= std::numeric_limits<float>::min())) {  // zero, NaN and denormals
-      distribution.add(value);
-      continue;
-    }
-    const double wide = value;
-    distribution.min = distribution.count == 0 ? wide : std::min(distribution.min, wide);
-    distribution.max = distribution.count == 0 ? wide : std::max(distribution.max, wide);
-    distribution.sum += wide;
-    ++distribution.count;
-    const std::uint32_t key = std::bit_cast<std::uint32_t>(value) >> kDropped;
-    if (dense[key]++ == 0) touched.push_back(key);
-  }
-  for (const std::uint32_t key : touched) {
-    distribution.bins.emplace_back(Distribution::bin_of(std::bit_cast<float>(key << kDropped)), dense[key]);
-    dense[key] = 0;
-  }
-  if (step_sums_.empty()) return;
-  float* sums = step_sums_.data() + place(metric, budget) * steps_;
-  for (std::size_t i = 0; i < values.size(); ++i) sums[steps[i]] += values[i];
-}
-
-void HeadMeasure::add_readable(std::size_t budget, double tokens) {
-  readable_sum_[budget] += tokens;
-  readable_most_[budget] = std::max(readable_most_[budget], tokens);
-}
-
-void HeadMeasure::finish() {
-  for (Distribution& distribution : distributions_) distribution.finish();
-  for (float& sum : step_sums_) sum /= static_cast<float>(group_);
-}
-
-double HeadMeasure::mean(StepMetric metric, std::size_t budget) const {
-  const Distribution& d = distribution(metric, budget);
-  return d.count == 0 ? std::numeric_limits<double>::quiet_NaN() : d.sum / static_cast<double>(d.count);
-}
-
-std::span<const float> HeadMeasure::steps(StepMetric metric, std::size_t budget) const {
-  return std::span(step_sums_).subspan(place(metric, budget) * steps_, steps_);
-}
 
 void measure_steps(const HeadView& head, const LayerSelection& selection, bool step_order, HeadMeasure& measure,
                    HeadDelta* delta) {
@@ -239,13 +222,17 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
     delta->data.assign(budgets * delta->budget_stride, 0.0f);
   }
   // One range of rows per unit: all query heads together, or each with its own order.
-  std::vector<Range> ranges;
   const std::size_t count = selection.unit == Unit::query ? g.group : 1;
+  thread_local std::vector<Range> kept_ranges;  // its matrices serve task after task
+  std::vector<Range>& ranges = kept_ranges;
+  ranges.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
-    const std::size_t end = count == 1 ? exact.rows() : (i + 1) * steps;
-    const std::size_t begin = i * steps / kRowPad * kRowPad;  // tiles start at multiples of kRowPad; extra rows are unused
-    ranges.push_back({&selection.of(head.block.kv_head, i, g.group), begin, end, RowValues(budgets, end - begin)});
-    Range& range = ranges.back();
+    Range& range = ranges[i];
+    range.unit = &selection.of(head.block.kv_head, i, g.group);
+    range.first = i * steps;
+    range.end = count == 1 ? exact.rows() : (i + 1) * steps;
+    range.begin = range.first / kRowPad * kRowPad;
+    range.values.resize(budgets, range.end - range.begin, exact.weights().stride);
     HeadDelta part;
     HeadDelta* target = delta;
     if (delta != nullptr && (count > 1 || !range.unit->in_order())) {
@@ -253,25 +240,24 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
       target = &part;
     }
     if (exact.wide_ranks()) {
-      run_kernels(head, exact.ranks32(), *range.unit, step_order, begin, end, range.values, target);
+      run_kernels(head, exact.ranks32(), *range.unit, step_order, range.begin, range.end, range.values, target);
     } else {
-      run_kernels(head, exact.ranks16(), *range.unit, step_order, begin, end, range.values, target);
+      run_kernels(head, exact.ranks16(), *range.unit, step_order, range.begin, range.end, range.values, target);
     }
     for (std::size_t b = 0; b < budgets; ++b)
-      for (std::size_t row = i * steps; row < end; ++row)
-        if (std::isnan(range.values.error(b, row - begin)))
-          recompute_underflow(head, *range.unit, begin, row, b, range.values, target);
+      for (std::size_t row = range.first; row < range.end; ++row)
+        if (std::isnan(range.values.error(b, row - range.begin)))
+          recompute_underflow(head, *range.unit, range.begin, row, b, range.values, target);
     if (target == delta) continue;
     for (std::size_t b = 0; b < budgets; ++b)
       for (std::size_t c = 0; c < g.value_dim; ++c) {
-        const std::size_t from = range.unit->place[b] * delta->budget_stride + c * delta->stride + i * steps;
-        const std::size_t to = b * delta->budget_stride + c * delta->stride + i * steps;
-        std::copy_n(part.data.data() + from, end - i * steps, delta->data.data() + to);
+        const std::size_t from = range.unit->place[b] * delta->budget_stride + c * delta->stride + range.first;
+        const std::size_t to = b * delta->budget_stride + c * delta->stride + range.first;
+        std::copy_n(part.data.data() + from, range.end - range.first, delta->data.data() + to);
       }
   }
-  const RowOrder order(exact.steps(), g.group);
-  const auto range_of = [&](std::uint32_t h) -> const Range& { return ranges[count == 1 ? 0 : h]; };
-  for (std::size_t b = 0; b < budgets; ++b) add_budget(head, order, range_of, b, measure);
+  Adding adding(head, ranges);
+  for (std::size_t b = 0; b < budgets; ++b) add_budget(adding, b, measure);
 }
 
 SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const LayerSelection& selection,

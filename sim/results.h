@@ -79,7 +79,7 @@ struct Distribution {
   std::vector<std::pair<std::int32_t, std::uint64_t>> bins;  // ascending bin numbers
 
   void add(double value);  // NaN is ignored
-  void finish();           // sorts and joins bins; called once after the last add
+  void finish();           // sorts and joins bins; called after the last add
   void merge(const Distribution& other);
   /// Quantile from the bins (lower edge of the bin's middle value), q in [0, 1]; NaN when empty.
   double quantile(double q) const;

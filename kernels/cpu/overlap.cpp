@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/targets.h"
@@ -18,96 +19,166 @@ HWY_BEFORE_NAMESPACE();
 namespace kvsim::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Rows of one vector unit of work, and of the widest strip.
-inline constexpr std::size_t kUnit = 16;
-inline constexpr std::size_t kStrip = 48;
+/// Rows of the widest strip of compares (two vectors of 16-bit ranks), and of a strip of the histogram.
+inline constexpr std::size_t kStrip = HWY_MAX_BYTES >= 64 ? 64 : 32;
+inline constexpr std::size_t kHistogramStrip = 48;
+/// Limits that one reading of the ranks is compared with; their counts stay in registers.
+inline constexpr std::size_t kLimits = 4;
+/// Tokens that all limits meet before further tokens are read: a strip's ranks stay in the second-level cache.
+inline constexpr std::size_t kTokens = 1024;
 
-/// With limits that differ by snapshot, counting anew at each costs sum(counts) compares, a histogram a fixed
-/// price per element that is worth so many of them (measured with AVX-512; with AVX2 it is a little less).
-inline constexpr std::size_t kHistogramWorth = 20;
+/// With limits that differ by snapshot, comparing costs sum(counts), a histogram a fixed price per element
+/// that is worth so many compares (measured).
+inline constexpr std::size_t kHistogramWorth = HWY_MAX_BYTES >= 64 ? 60 : 30;
 
 template <typename Rank>
 struct OverlapInput {
   MatrixView<const Rank> ranks;
   std::span<const TokenIndex> order;
   std::span<const std::uint32_t> counts;
-  MatrixView<const std::uint32_t> limits;
 };
 
-/// counted[row] += 1 for every token of order[begin .. end) whose rank is below limit[row], kUnits units of
-/// rows. Counts fit the rank type, as there are fewer prompt tokens than it has values.
-template <typename Rank, std::size_t kUnits>
+/// counted[c][row] += 1 for every token of order[0 .. tokens) whose rank is below limit[c][row], c < kCount,
+/// kWidth rows from `row` on; both tables are [kCount][kStrip]. Counts fit the rank type, as there are fewer
+/// prompt tokens than it has values.
+template <typename Rank, std::size_t kWidth, std::size_t kCount>
 HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HWY_RESTRICT order,
-                              std::size_t begin, std::size_t end, std::size_t row,
-                              const Rank* HWY_RESTRICT limit, Rank* HWY_RESTRICT counted) {
-  const hn::CappedTag<Rank, kUnit> d;
+                              std::size_t tokens, std::size_t row, const Rank* HWY_RESTRICT limit,
+                              Rank* HWY_RESTRICT counted) {
+  const hn::CappedTag<Rank, kWidth> d;
   using V = hn::Vec<decltype(d)>;
-  constexpr std::size_t kLanes = std::min<std::size_t>(kUnit, HWY_LANES(Rank));
-  constexpr std::size_t kVecs = kUnits * kUnit / kLanes;
-  V bound[kVecs], sum[kVecs];
-  for (std::size_t i = 0; i < kVecs; ++i) {
-    bound[i] = hn::LoadU(d, limit + i * kLanes);
-    sum[i] = hn::LoadU(d, counted + i * kLanes);
-  }
-  constexpr std::size_t kAhead = 12;  // tokens whose lines are fetched early: they lie anywhere in the tile
+  constexpr std::size_t kLanes = std::min<std::size_t>(kWidth, HWY_LANES(Rank));
+  constexpr std::size_t kVecs = std::min<std::size_t>(2, kWidth / kLanes);
+  constexpr std::size_t kAhead = 12;  // tokens whose lines are fetched early: they lie anywhere in the matrix
   const V one = hn::Set(d, Rank{1});
-  for (std::size_t t = begin; t < end; ++t) {
-    const Rank* at = ranks.row(order[t]) + row;
-    if (t + kAhead < end) {
-      const Rank* ahead = ranks.row(order[t + kAhead]) + row;
+  for (std::size_t part = 0; part < kWidth; part += kVecs * kLanes) {
+    V sum[kCount][kVecs];
+    for (std::size_t c = 0; c < kCount; ++c) {
+      for (std::size_t i = 0; i < kVecs; ++i)
+        sum[c][i] = hn::LoadU(d, counted + c * kStrip + part + i * kLanes);
+    }
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const Rank* HWY_RESTRICT at = ranks.row(order[t]) + row + part;
+      const Rank* ahead = ranks.row(order[std::min(t + kAhead, tokens - 1)]) + row + part;
       __builtin_prefetch(ahead);
-      __builtin_prefetch(ahead + kUnits * kUnit - 1);
-    }
-#pragma GCC unroll 6
-    for (std::size_t i = 0; i < kVecs; ++i) {
-      const auto below = hn::Lt(hn::LoadU(d, at + i * kLanes), bound[i]);
-      sum[i] = hn::IfThenElse(below, hn::Add(sum[i], one), sum[i]);
-    }
-  }
-  for (std::size_t i = 0; i < kVecs; ++i) hn::StoreU(sum[i], d, counted + i * kLanes);
-}
-
-/// Counts order[begin .. end) against one limit per row.
-template <typename Rank>
-HWY_INLINE void count_rows(const OverlapInput<Rank>& in, std::size_t begin, std::size_t end, std::size_t row,
-                           std::size_t rows, const Rank* limit, Rank* counted) {
-  if (rows > 2 * kUnit)
-    return count_strip<Rank, 3>(in.ranks, in.order.data(), begin, end, row, limit, counted);
-  if (rows > kUnit) return count_strip<Rank, 2>(in.ranks, in.order.data(), begin, end, row, limit, counted);
-  count_strip<Rank, 1>(in.ranks, in.order.data(), begin, end, row, limit, counted);
-}
-
-template <typename Rank>
-void recount(const OverlapInput<Rank>& in, std::size_t row, std::size_t rows,
-             MatrixView<std::uint32_t> overlap, std::size_t column) {
-  Rank limit[kStrip];
-  Rank counted[kStrip] = {};
-  const bool one_limit = in.limits.rows == 1;
-  std::size_t begin = 0;
-  for (std::size_t s = 0; s < in.counts.size(); ++s) {
-    if (s == 0 || !one_limit) {
-      for (std::size_t r = 0; r < kStrip; ++r) {
-        const std::uint32_t bound = r < rows ? in.limits(s, row + r) : 0;
-        limit[r] = static_cast<Rank>(std::min<std::uint32_t>(bound, std::numeric_limits<Rank>::max()));
+      __builtin_prefetch(ahead + kVecs * kLanes - 1);
+#pragma GCC unroll 2
+      for (std::size_t i = 0; i < kVecs; ++i) {
+        const V rank = hn::LoadU(d, at + i * kLanes);
+#pragma GCC unroll 4
+        for (std::size_t c = 0; c < kCount; ++c) {
+          const auto below = hn::Lt(rank, hn::LoadU(d, limit + c * kStrip + part + i * kLanes));
+          sum[c][i] = hn::IfThenElse(below, hn::Add(sum[c][i], one), sum[c][i]);
+        }
       }
     }
-    if (!one_limit) {
-      std::fill(counted, counted + kStrip, Rank{0});
-      begin = 0;
+    for (std::size_t c = 0; c < kCount; ++c) {
+      for (std::size_t i = 0; i < kVecs; ++i)
+        hn::StoreU(sum[c][i], d, counted + c * kStrip + part + i * kLanes);
     }
-    count_rows(in, begin, in.counts[s], row, rows, limit, counted);
-    begin = in.counts[s];
-    for (std::size_t r = 0; r < rows; ++r) overlap(s, column + r) = counted[r];
+  }
+}
+
+/// Counts order[begin .. end) against the first `limits` rows of the tables.
+template <typename Rank, std::size_t kWidth>
+HWY_INLINE void count_limits(const OverlapInput<Rank>& in, std::size_t begin, std::size_t end,
+                             std::size_t row, std::size_t limits, const Rank* limit, Rank* counted) {
+  for (std::size_t first = begin; first < end; first += kTokens) {
+    const TokenIndex* order = in.order.data() + first;
+    const std::size_t tokens = std::min(kTokens, end - first);
+    for (std::size_t c = 0; c < limits; c += kLimits) {
+      const Rank* HWY_RESTRICT below = limit + c * kStrip;
+      Rank* HWY_RESTRICT count = counted + c * kStrip;
+      switch (std::min(kLimits, limits - c)) {
+        case 1: count_strip<Rank, kWidth, 1>(in.ranks, order, tokens, row, below, count); break;
+        case 2: count_strip<Rank, kWidth, 2>(in.ranks, order, tokens, row, below, count); break;
+        case 3: count_strip<Rank, kWidth, 3>(in.ranks, order, tokens, row, below, count); break;
+        default: count_strip<Rank, kWidth, kLimits>(in.ranks, order, tokens, row, below, count);
+      }
+    }
+  }
+}
+
+/// One limit of a query: compared with every token up to snapshot `last`.
+struct Counter {
+  const OverlapQuery* query;
+  std::size_t limit_row;  // of the query's limits
+  std::size_t last;
+  bool every;  // writes its count at every snapshot, otherwise at the last one only
+};
+
+/// The counters of all queries, those that live longest first, so that the live ones are always a prefix.
+std::vector<Counter> counters_of(std::span<const OverlapQuery* const> queries, std::size_t snapshots) {
+  std::vector<Counter> counters;
+  for (const OverlapQuery* query : queries)
+    if (query->limits.rows == 1) counters.push_back({query, 0, snapshots - 1, true});
+  for (std::size_t s = snapshots; s-- > 0;)
+    for (const OverlapQuery* query : queries)
+      if (query->limits.rows != 1) counters.push_back({query, s, s, false});
+  return counters;
+}
+
+/// The tables of one strip, kept from strip to strip.
+template <typename Rank>
+struct StripTables {
+  explicit StripTables(std::size_t counters) : limit(counters * kStrip), counted(counters * kStrip) {}
+  std::vector<Rank> limit, counted;  // [counters][kStrip]
+};
+
+template <typename Rank, std::size_t kWidth>
+void count_strips(const OverlapInput<Rank>& in, std::span<const Counter> counters, std::size_t row,
+                  std::size_t rows, std::size_t column, StripTables<Rank>& tables) {
+  for (std::size_t c = 0; c < counters.size(); ++c) {
+    const std::uint32_t* from = counters[c].query->limits.row(counters[c].limit_row) + row;
+    for (std::size_t r = 0; r < kWidth; ++r) {
+      const std::uint32_t bound = r < rows ? from[r] : 0;
+      tables.limit[c * kStrip + r] =
+          static_cast<Rank>(std::min<std::uint32_t>(bound, std::numeric_limits<Rank>::max()));
+    }
+  }
+  std::fill(tables.counted.begin(), tables.counted.end(), Rank{0});
+  std::size_t live = counters.size();
+  for (std::size_t s = 0, begin = 0; s < in.counts.size(); begin = in.counts[s++]) {
+    count_limits<Rank, kWidth>(in, begin, in.counts[s], row, live, tables.limit.data(),
+                               tables.counted.data());
+    for (std::size_t c = 0; c < live; ++c) {
+      if (!counters[c].every && counters[c].last != s) continue;
+      std::copy_n(tables.counted.data() + c * kStrip, rows, counters[c].query->overlap.row(s) + column);
+    }
+    while (live > 0 && counters[live - 1].last == s) --live;
+  }
+}
+
+template <typename Rank>
+void compare_all(const OverlapInput<Rank>& in, std::span<const OverlapQuery* const> queries,
+                 std::size_t row_begin, std::size_t row_end) {
+  const std::vector<Counter> counters = counters_of(queries, in.counts.size());
+  StripTables<Rank> tables(counters.size());
+  for (std::size_t row = row_begin; row < row_end;) {
+    const std::size_t left = row_end - row;
+    const auto strip = [&](auto width) {
+      constexpr std::size_t kWidth = decltype(width)::value;
+      count_strips<Rank, kWidth>(in, counters, row, std::min(kWidth, left), row - row_begin, tables);
+      row += kWidth;
+    };
+    // Matrices are padded to 16 rows: a wider strip is taken only where 16 times as many rows are left.
+    if (left > kStrip - 16)
+      strip(std::integral_constant<std::size_t, kStrip>());
+    else if (left > 16)
+      strip(std::integral_constant<std::size_t, 32>());
+    else
+      strip(std::integral_constant<std::size_t, 16>());
   }
 }
 
 /// For limits that rise from snapshot to snapshot: bucket[rank] = the first snapshot whose limit exceeds the
 /// rank.
 template <typename Rank>
-void fill_buckets(const OverlapInput<Rank>& in, std::size_t row, std::uint16_t* bucket) {
+void fill_buckets(const OverlapInput<Rank>& in, MatrixView<const std::uint32_t> limits, std::size_t row,
+                  std::uint16_t* bucket) {
   std::size_t rank = 0;
   for (std::size_t s = 0; s < in.counts.size(); ++s) {
-    const std::size_t limit = std::min<std::size_t>(in.limits(s, row), in.ranks.rows);
+    const std::size_t limit = std::min<std::size_t>(limits(s, row), in.ranks.rows);
     for (; rank < limit; ++rank) bucket[rank] = static_cast<std::uint16_t>(s);
   }
   std::fill(bucket + rank, bucket + in.ranks.rows + 1, static_cast<std::uint16_t>(in.counts.size()));
@@ -123,10 +194,10 @@ HWY_INLINE std::size_t larger(std::size_t a, std::size_t b) {
 /// bucket as that grows, so that no maximum is left to take. Bins are [snapshot][row] of the rank type: they
 /// fit the first-level cache.
 template <typename Rank, bool kShared>
-HWY_NOINLINE void histogram(const OverlapInput<Rank>& in, std::size_t row, std::size_t rows,
-                            std::size_t table, std::uint16_t* HWY_RESTRICT buckets,
-                            MatrixView<std::uint32_t> overlap, std::size_t column) {
-  std::vector<Rank> bins((in.counts.size() + 1) * kStrip, 0);
+HWY_NOINLINE void histogram(const OverlapInput<Rank>& in, const OverlapQuery& query, std::size_t row,
+                            std::size_t rows, std::size_t table, std::uint16_t* HWY_RESTRICT buckets,
+                            std::size_t column) {
+  std::vector<Rank> bins((in.counts.size() + 1) * kHistogramStrip, 0);
   Rank* HWY_RESTRICT bin = bins.data();
   const std::size_t hidden = in.ranks.rows;
   const TokenIndex* HWY_RESTRICT order = in.order.data();
@@ -134,7 +205,7 @@ HWY_NOINLINE void histogram(const OverlapInput<Rank>& in, std::size_t row, std::
   std::size_t t = 0;
   for (std::size_t s = 0; s < in.counts.size(); ++s) {
     if (kShared) {
-      std::fill_n(buckets, std::min<std::size_t>(in.limits(s, row), hidden), static_cast<std::uint16_t>(s));
+      std::fill_n(buckets, std::min<std::size_t>(query.limits(s, row), hidden), static_cast<std::uint16_t>(s));
     }
     for (const std::size_t end = in.counts[s]; t < end; ++t) {
       const Rank* HWY_RESTRICT at = in.ranks.row(order[t]) + row;
@@ -148,73 +219,79 @@ HWY_NOINLINE void histogram(const OverlapInput<Rank>& in, std::size_t row, std::
         const std::size_t clipped =
             rank ^ ((rank ^ hidden) & (std::size_t{0} - static_cast<std::size_t>(rank > hidden)));
         const std::size_t bucket = kShared ? buckets[clipped] : larger(s, buckets[r * table + clipped]);
-        ++bin[bucket * kStrip + r];
+        ++bin[bucket * kHistogramStrip + r];
       }
     }
   }
   for (std::size_t r = 0; r < rows; ++r) {
     std::uint32_t sum = 0;
-    for (std::size_t s = 0; s < in.counts.size(); ++s) overlap(s, column + r) = sum += bins[s * kStrip + r];
+    for (std::size_t s = 0; s < in.counts.size(); ++s)
+      query.overlap(s, column + r) = sum += bins[s * kHistogramStrip + r];
   }
 }
 
-template <typename Rank>
-bool limits_rise(const OverlapInput<Rank>& in, std::size_t row_begin, std::size_t row_end) {
-  for (std::size_t s = 1; s < in.limits.rows; ++s) {
+bool limits_rise(MatrixView<const std::uint32_t> limits, std::size_t row_begin, std::size_t row_end) {
+  for (std::size_t s = 1; s < limits.rows; ++s) {
     for (std::size_t r = row_begin; r < row_end; ++r) {
-      if (in.limits(s, r) < in.limits(s - 1, r)) return false;
+      if (limits(s, r) < limits(s - 1, r)) return false;
+    }
+  }
+  return true;
+}
+
+bool limits_shared(MatrixView<const std::uint32_t> limits, std::size_t row_begin, std::size_t row_end) {
+  for (std::size_t s = 0; s < limits.rows; ++s) {
+    for (std::size_t r = row_begin; r < row_end; ++r) {
+      if (limits(s, r) != limits(s, row_begin)) return false;
     }
   }
   return true;
 }
 
 template <typename Rank>
-bool limits_shared(const OverlapInput<Rank>& in, std::size_t row_begin, std::size_t row_end) {
-  for (std::size_t s = 0; s < in.limits.rows; ++s) {
-    for (std::size_t r = row_begin; r < row_end; ++r) {
-      if (in.limits(s, r) != in.limits(s, row_begin)) return false;
-    }
+void histogram_all(const OverlapInput<Rank>& in, const OverlapQuery& query, std::size_t row_begin,
+                   std::size_t row_end) {
+  const bool shared = limits_shared(query.limits, row_begin, row_end);
+  const std::size_t table = in.ranks.rows + 1;
+  std::vector<std::uint16_t> buckets(shared ? table : table * kHistogramStrip);
+  for (std::size_t row = row_begin; row < row_end; row += kHistogramStrip) {
+    const std::size_t rows = std::min(kHistogramStrip, row_end - row);
+    for (std::size_t r = 0; r < (shared ? 1 : rows); ++r)
+      fill_buckets(in, query.limits, row + r, buckets.data() + r * table);
+    if (shared)
+      histogram<Rank, true>(in, query, row, rows, 0, buckets.data(), row - row_begin);
+    else
+      histogram<Rank, false>(in, query, row, rows, table, buckets.data(), row - row_begin);
   }
-  return true;
 }
 
 template <typename Rank>
-void overlap_path(const OverlapInput<Rank>& in, std::size_t row_begin, std::size_t row_end,
-                  MatrixView<std::uint32_t> overlap) {
+void overlap_path(const OverlapInput<Rank>& in, std::span<const OverlapQuery> queries, std::size_t row_begin,
+                  std::size_t row_end) {
   std::uint64_t compares = 0;
   for (const std::uint32_t count : in.counts) compares += count;
-  const bool many = in.limits.rows > 1 && compares > kHistogramWorth * std::uint64_t{in.counts.back()} &&
+  const bool many = compares > kHistogramWorth * std::uint64_t{in.counts.back()} &&
                     in.counts.size() < std::numeric_limits<std::uint16_t>::max();
-  if (!many || !limits_rise(in, row_begin, row_end)) {
-    for (std::size_t row = row_begin; row < row_end; row += kStrip) {
-      recount(in, row, std::min(kStrip, row_end - row), overlap, row - row_begin);
-    }
-    return;
-  }
-  const bool shared = limits_shared(in, row_begin, row_end);
-  const std::size_t table = in.ranks.rows + 1;
-  std::vector<std::uint16_t> buckets(shared ? table : table * kStrip);
-  for (std::size_t row = row_begin; row < row_end; row += kStrip) {
-    const std::size_t rows = std::min(kStrip, row_end - row);
-    for (std::size_t r = 0; r < (shared ? 1 : rows); ++r)
-      fill_buckets(in, row + r, buckets.data() + r * table);
-    if (shared)
-      histogram<Rank, true>(in, row, rows, 0, buckets.data(), overlap, row - row_begin);
+  std::vector<const OverlapQuery*> compared;
+  for (const OverlapQuery& query : queries) {
+    if (many && query.limits.rows > 1 && limits_rise(query.limits, row_begin, row_end))
+      histogram_all(in, query, row_begin, row_end);
     else
-      histogram<Rank, false>(in, row, rows, table, buckets.data(), overlap, row - row_begin);
+      compared.push_back(&query);
   }
+  if (!compared.empty()) compare_all<Rank>(in, compared, row_begin, row_end);
 }
 
 void overlap_16(MatrixView<const std::uint16_t> ranks, std::span<const TokenIndex> order,
-                std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
-                std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
-  overlap_path<std::uint16_t>({ranks, order, counts, limits}, row_begin, row_end, overlap);
+                std::span<const std::uint32_t> counts, std::span<const OverlapQuery> queries,
+                std::size_t row_begin, std::size_t row_end) {
+  overlap_path<std::uint16_t>({ranks, order, counts}, queries, row_begin, row_end);
 }
 
 void overlap_32(MatrixView<const std::uint32_t> ranks, std::span<const TokenIndex> order,
-                std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
-                std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
-  overlap_path<std::uint32_t>({ranks, order, counts, limits}, row_begin, row_end, overlap);
+                std::span<const std::uint32_t> counts, std::span<const OverlapQuery> queries,
+                std::size_t row_begin, std::size_t row_end) {
+  overlap_path<std::uint32_t>({ranks, order, counts}, queries, row_begin, row_end);
 }
 
 }  // namespace kvsim::HWY_NAMESPACE
@@ -230,31 +307,33 @@ HWY_EXPORT(overlap_32);
 
 template <typename Rank>
 void overlap_counts(MatrixView<const Rank> ranks, std::span<const TokenIndex> order,
-                    std::span<const std::uint32_t> counts, MatrixView<const std::uint32_t> limits,
-                    std::size_t row_begin, std::size_t row_end, MatrixView<std::uint32_t> overlap) {
+                    std::span<const std::uint32_t> counts, std::span<const OverlapQuery> queries,
+                    std::size_t row_begin, std::size_t row_end) {
   check_tile(row_begin, row_end, ranks.stride);
   KVSIM_CHECK(std::is_sorted(counts.begin(), counts.end()), "the {} counts do not ascend", counts.size());
   KVSIM_CHECK(counts.empty() || counts.back() <= order.size(), "count {} of {} ranked tokens",
               counts.empty() ? 0 : counts.back(), order.size());
-  KVSIM_CHECK(limits.rows == 1 || limits.rows == counts.size(), "{} rows of limits for {} counts",
-              limits.rows, counts.size());
-  KVSIM_CHECK(
-      limits.stride >= row_end && overlap.stride >= row_end - row_begin && overlap.rows >= counts.size(),
-      "limits are {} x {}, overlaps {} x {}", limits.rows, limits.stride, overlap.rows, overlap.stride);
+  for (const auto& [limits, overlap] : queries) {
+    KVSIM_CHECK(limits.rows == 1 || limits.rows == counts.size(), "{} rows of limits for {} counts",
+                limits.rows, counts.size());
+    KVSIM_CHECK(
+        limits.stride >= row_end && overlap.stride >= row_end - row_begin && overlap.rows >= counts.size(),
+        "limits are {} x {}, overlaps {} x {}", limits.rows, limits.stride, overlap.rows, overlap.stride);
+  }
   if (counts.empty() || row_begin == row_end) return;
   if constexpr (sizeof(Rank) == 2) {
-    HWY_DYNAMIC_DISPATCH(overlap_16)(ranks, order, counts, limits, row_begin, row_end, overlap);
+    HWY_DYNAMIC_DISPATCH(overlap_16)(ranks, order, counts, queries, row_begin, row_end);
   } else {
-    HWY_DYNAMIC_DISPATCH(overlap_32)(ranks, order, counts, limits, row_begin, row_end, overlap);
+    HWY_DYNAMIC_DISPATCH(overlap_32)(ranks, order, counts, queries, row_begin, row_end);
   }
 }
 
 template void overlap_counts(MatrixView<const std::uint16_t>, std::span<const TokenIndex>,
-                             std::span<const std::uint32_t>, MatrixView<const std::uint32_t>, std::size_t,
-                             std::size_t, MatrixView<std::uint32_t>);
+                             std::span<const std::uint32_t>, std::span<const OverlapQuery>, std::size_t,
+                             std::size_t);
 template void overlap_counts(MatrixView<const std::uint32_t>, std::span<const TokenIndex>,
-                             std::span<const std::uint32_t>, MatrixView<const std::uint32_t>, std::size_t,
-                             std::size_t, MatrixView<std::uint32_t>);
+                             std::span<const std::uint32_t>, std::span<const OverlapQuery>, std::size_t,
+                             std::size_t);
 
 }  // namespace kvsim
 #endif  // HWY_ONCE

@@ -1,0 +1,18 @@
+// Zeroed memory for matrices: large blocks come straight from the system, on huge pages where it has them.
+#pragma once
+
+#include <cstddef>
+
+namespace kvsim {
+
+/// Alignment of every matrix: one AVX-512 register, one cache line.
+inline constexpr std::size_t kAlignment = 64;
+
+/// `bytes` > 0 of zeroed memory, aligned to kAlignment; throws std::bad_alloc. Blocks of several MiB are mapped afresh: the
+/// system hands them out zeroed, on huge pages where it can (rows read in a ranking's order then miss the address
+/// translation cache far less), and takes them back whole on release.
+void* allocate_zeroed(std::size_t bytes);
+/// Gives memory of allocate_zeroed(bytes) back; nullptr is nothing.
+void release_zeroed(void* memory, std::size_t bytes) noexcept;
+
+}  // namespace kvsim
