@@ -64,7 +64,10 @@ def draw(args):
         line = {k: v for k, v in looks[family].line(args.theme, 1.1).items() if not k.startswith("marker")}
         ax.axhline(np.mean(values), **{**line, "linestyle": looks[family].dashes if looks[family].reference else (0, (1.3, 1.1))})
     shown = [looks[f] for f in list(noisy) + list(flat)]
-    if np.isfinite(bound) and not args.no_bound:
+    tallest = max([np.mean(v) for points in noisy.values() for v in points.values()] + [np.mean(v) for v in flat.values()])
+    # A bound far above everything measured would leave the curves no room: then the note names it.
+    shows_bound = np.isfinite(bound) and not args.no_bound and bound <= 2.5 * tallest
+    if shows_bound:
         look = Look("2 H_{k-1} + 2, bound of strict Guard's mean".replace("H_{k-1}", "H(k-1)"), page.theme["ink"], (0, (2.2, 2.2)), None, False, True)
         ax.axhline(bound, color=look.color, linestyle=look.dashes, linewidth=1.0)
         shown.append(look)
@@ -76,7 +79,10 @@ def draw(args):
                    "lognormal": "sigma of log-normal noise"}[sorted(kinds)[0]])
     page.y_label(ax, "misses / optimum")
     page.legend(shown)
-    page.notes(f"capacity {capacity} pages", "means over seeds and KV heads", "the bound is about the mean over Guard's coins, not one run")
+    about = "the bound is about the mean over Guard's coins, not one run"
+    if np.isfinite(bound) and not shows_bound:
+        about = f"2 H(k-1) + 2 = {bound:.3g}, the bound of strict Guard's mean, lies above"
+    page.notes(f"capacity {capacity} pages", "means over seeds and KV heads", about)
     page.title(args.title if args.title is not None else rows[0]["trace"])
     return page.finish()
 
