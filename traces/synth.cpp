@@ -117,12 +117,12 @@ class Stream {
       }
     }
     const std::size_t batch = static_cast<std::size_t>(threads_) * 4;
-    std::vector<std::vector<std::byte>> raw(batch);
+    std::vector<Buffer> buffers(batch);
     for (std::size_t begin = 0; begin < blocks.size(); begin += batch) {
       const std::size_t count = std::min(batch, blocks.size() - begin);
 #pragma omp parallel for num_threads(threads_) schedule(dynamic)
-      for (std::size_t i = 0; i < count; ++i) make(blocks[begin + i], fill, raw[i]);
-      for (std::size_t i = 0; i < count; ++i) store(blocks[begin + i], first_position, raw[i]);
+      for (std::size_t i = 0; i < count; ++i) make(blocks[begin + i], fill, buffers[i]);
+      for (std::size_t i = 0; i < count; ++i) store(blocks[begin + i], first_position, buffers[i].raw);
     }
   }
 
@@ -132,14 +132,21 @@ class Stream {
         skip;  // the first `skip` rows are made (angles start on the grid) and not stored
   };
 
+  /// Kept from block to block: the C library does not find freed aligned memory again, so none is asked for
+  /// here.
+  struct Buffer {
+    std::vector<float> rows;
+    std::vector<std::byte> raw;
+  };
+
   template <typename Fill>
-  void make(const Block& block, const Fill& fill, std::vector<std::byte>& raw) const {
+  void make(const Block& block, const Fill& fill, Buffer& buffer) const {
     const std::uint64_t cols = dataset_.shape().back();
-    Matrix<float> rows(block.rows, cols);
-    fill(block.head, block.first, rows.view());
+    buffer.rows.resize(block.rows * cols);
+    fill(block.head, block.first, MatrixView<float>{buffer.rows.data(), block.rows, cols, cols});
     const std::uint64_t kept = block.rows - block.skip;
-    raw.resize(kept * cols * size_of(type_));
-    narrow(type_, {rows.row(block.skip), kept * cols}, raw);
+    buffer.raw.resize(kept * cols * size_of(type_));
+    narrow(type_, {buffer.rows.data() + block.skip * cols, kept * cols}, buffer.raw);
   }
 
   void store(const Block& block, std::uint64_t first_position, const std::vector<std::byte>& raw) {
