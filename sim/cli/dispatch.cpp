@@ -6,6 +6,7 @@
 #include "build_info.h"
 #include "kernels/error.h"
 #include "policies/registry.h"
+#include "sim/cli/plugin.h"
 
 namespace kvsim {
 namespace {
@@ -33,6 +34,7 @@ void print_usage() {
   for (const Subcommand& s : kSubcommands) fmt::print("  {:<9} {}\n", s.name, s.summary);
   fmt::print(
       "\nexample: kvsim run trace.h5 --policy 'snapkv(window={{16,32,64}})' --policy h2o --budget 64..1024*2,10% --out runs/a\n"
+      "Every subcommand takes --plugin FILE: a shared object with policies of your own (CONTRIBUTING.md).\n"
       "'kvsim SUBCOMMAND --help' explains each; 'kvsim help snapkv' explains a policy.\n");
 }
 
@@ -54,7 +56,7 @@ int dispatch(const Arguments& arguments) {
   }
   std::vector<std::string> names;
   for (const Subcommand& s : kSubcommands) {
-    if (name == s.name) return s.run(Arguments(arguments.begin() + 1, arguments.end()));
+    if (name == s.name) return s.run(load_plugins(Arguments(arguments.begin() + 1, arguments.end())));
     names.emplace_back(s.name);
   }
   const std::string nearest = nearest_name(name, names);

@@ -6,12 +6,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <cstdlib>
 #include <fstream>
 
 #include "kernels/error.h"
 #include "policies/registry.h"
 #include "sim/cli/options.h"
+#include "sim/cli/plugin.h"
 
 namespace kvsim {
 namespace {
@@ -40,6 +43,7 @@ po::options_description run_options_description() {
       ("budget,b", list(), "tokens kept per KV head, protected ones included: 128, 10%, 64..4096*2, 5%..50%+5%, curve")
       ("metrics,m", list(), "comma-separated metrics (default: all); 'kvsim list metrics'")
       ("out,o", po::value<std::string>(), "folder for the results")
+      ("plugin", list(), "shared object with policies of your own; repeatable")
       ("config", list(), "file with the same names as these options, e.g. policy = h2o; several merge, later ones win")
       ("save", po::value<std::string>(), "kept: also write the kept positions to kept.h5")
       ("detail", po::value<std::string>(), "steps: also write per-step values")
@@ -49,7 +53,7 @@ po::options_description run_options_description() {
       ("threads", po::value<int>(), "threads (default: all); results do not depend on it")
       ("memory", po::value<std::string>(), "memory the run may use, e.g. 16G (default: three quarters of the machine)")
       ("device", po::value<std::string>(), "auto (default), cpu or cuda")
-      ("shard", po::value<std::string>(), "i/n: do the i-th of n parts (1 <= i <= n); join them with 'kvsim merge'")
+      ("shard", po::value<std::string>(), "i/n: do the i-th of n parts (1 <= i <= n); auto: rank and size from mpirun, srun or a Slurm array. Shards may share --out, or be joined with 'kvsim merge'")
       ("time-limit", po::value<std::string>(), "stop in good order after e.g. 55m, exit code 75")
       ("extend", po::bool_switch(), "add new policies, budgets or traces to a finished run")
       ("fail-fast", po::bool_switch(), "stop at the first failing variant")
@@ -90,7 +94,27 @@ std::string one_of(const po::variables_map& values, const char* name, const std:
   return word;
 }
 
+/// Rank and size as the launchers of MPI and Slurm tell their processes.
+void shard_from_launcher(RunOptions& options) {
+  constexpr std::array<std::pair<const char*, const char*>, 4> kNames{{{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+                                                                       {"PMI_RANK", "PMI_SIZE"},
+                                                                       {"SLURM_PROCID", "SLURM_NTASKS"},
+                                                                       {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"}}};
+  for (const auto& [rank, size] : kNames) {
+    const char* rank_text = std::getenv(rank);
+    const char* size_text = std::getenv(size);
+    if (rank_text == nullptr || size_text == nullptr) continue;
+    const long at = std::strtol(rank_text, nullptr, 10), of = std::strtol(size_text, nullptr, 10);
+    if (at < 0 || at >= of) throw UserError("--shard auto: {}={} is not below {}={}", rank, rank_text, size, size_text);
+    options.shard = static_cast<std::uint32_t>(at);
+    options.shards = static_cast<std::uint32_t>(of);
+    return;
+  }
+  throw UserError("--shard auto: no rank and size in the environment (mpirun, srun or a Slurm array of 0..n-1 set them)");
+}
+
 void parse_shard(const std::string& text, RunOptions& options) {
+  if (text == "auto") return shard_from_launcher(options);
   std::uint32_t index = 0, count = 0;
   const char* end = text.data() + text.size();
   const auto first = std::from_chars(text.data(), end, index);
@@ -141,6 +165,7 @@ std::string RunOptions::to_ini() const {
   const auto lines = [&](const char* name, const std::vector<std::string>& values) {
     for (const std::string& value : values) text += fmt::format("{} = {}\n", name, value);
   };
+  lines("plugin", loaded_plugins());
   lines("trace", traces);
   lines("policy", policies);
   lines("budget", budgets);
@@ -168,6 +193,7 @@ std::optional<RunOptions> parse_run_options(const Arguments& arguments, bool sta
     po::variables_map one;
     store_config(config, description, one);
     for (const std::string& policy : strings(one, "policy")) file_policies.push_back(policy);
+    for (const std::string& plugin : strings(one, "plugin")) load_plugin(plugin);
     if (one.count("trace") != 0) file_traces = strings(one, "trace");
     if (one.count("budget") != 0) file_budgets = strings(one, "budget");
     if (one.count("metrics") != 0) file_metrics = strings(one, "metrics");

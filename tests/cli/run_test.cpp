@@ -207,6 +207,45 @@ TEST(Plan, StartsNothingAndSaysWhatWouldHappen) {
     EXPECT_NE(plan.text.find(word), std::string::npos) << word << "\n" << plan.text;
 }
 
+TEST(Plugin, BringsAPolicyToEverySubcommand) {
+  // tests/plugin/middle.cpp is the example of CONTRIBUTING.md: one file, in the tree or outside of it.
+  const Folder folder;
+  const std::string plugin = std::string(" --plugin ") + KVSIM_BINARY_DIR + "/plugins/middle.so ", trace = small_trace(folder);
+  EXPECT_NE(shell("kvsim list policies" + plugin).text.find("middle"), std::string::npos);
+  EXPECT_EQ(shell("kvsim list policies").text.find("keeps the middle"), std::string::npos);
+  EXPECT_NE(shell("kvsim help middle" + plugin).text.find("sinks"), std::string::npos);
+  const std::string csv = results_of("kvsim run " + trace + plugin + "--policy 'middle(sinks={2,4})' --budget 16 --quiet --out " + (folder / "a"), folder / "a");
+  EXPECT_NE(csv.find("middle(sinks=2)"), std::string::npos);
+  EXPECT_EQ(results_of("kvsim run --config " + (folder / "a/run.ini") + " --quiet --out " + (folder / "b"), folder / "b"), csv);
+}
+
+TEST(Plugin, RefusesWhatDoesNotFit) {
+  const Folder folder;
+  const std::string plugin = read(std::string(KVSIM_BINARY_DIR) + "/plugins/middle.so");
+  std::string other = plugin;
+  const std::size_t mark = other.find("kvsim-policy-abi:1");
+  ASSERT_NE(mark, std::string::npos);
+  other[mark + 17] = '7';
+  std::ofstream(folder / "other.so", std::ios::binary) << other;
+  std::ofstream(folder / "text.so") << "no plugin";
+  for (const auto& [file, expected] : {std::pair{"other.so", "abi:7"}, {"text.so", "is no kvsim plugin"}, {"missing.so", "missing.so"}}) {
+    const Outcome refused = shell("kvsim list policies --plugin " + (folder / file));
+    EXPECT_EQ(refused.code, 2);
+    EXPECT_NE(refused.text.find(expected), std::string::npos) << refused.text;
+    EXPECT_EQ(lines(refused.text), 1u);
+  }
+}
+
+TEST(Run, TakesItsShardFromTheLauncher) {
+  const Folder folder;
+  const std::string trace = small_trace(folder), out = folder / "out";
+  const std::string command = "kvsim run " + trace + " --policy knorm --budget 16 --quiet --shard auto --out " + out;
+  for (int rank = 0; rank < 3; ++rank)
+    EXPECT_EQ(shell(fmt::format("OMPI_COMM_WORLD_RANK={} OMPI_COMM_WORLD_SIZE=3 ; export OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE; {}", rank, command)).code, 0);
+  EXPECT_EQ(read(out + "/results.csv"), results_of("kvsim run " + trace + " --policy knorm --budget 16 --quiet --out " + (folder / "one"), folder / "one"));
+  EXPECT_EQ(shell(command).code, 2);
+}
+
 TEST(SelfTest, Passes) {
   const Outcome outcome = shell("kvsim selftest");
   EXPECT_EQ(outcome.code, 0) << outcome.text;
