@@ -15,4 +15,8 @@ void* allocate_zeroed(std::size_t bytes);
 /// Gives memory of allocate_zeroed(bytes) back; nullptr is nothing.
 void release_zeroed(void* memory, std::size_t bytes) noexcept;
 
+/// For the start of a program: freed memory of up to 32 MiB per heap stays with the process for the next block. The
+/// system's default gives it back and faults it in again page by page, which costs a third of a trace's reading time.
+void keep_freed_memory();
+
 }  // namespace kvsim

@@ -1,6 +1,7 @@
 // Zeroed memory for matrices, large blocks mapped on huge pages.
 #include "kernels/memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -53,6 +54,13 @@ void release_zeroed(void* memory, std::size_t bytes) noexcept {
   } else {
     ::operator delete(memory, std::align_val_t(kAlignment));
   }
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_THRESHOLD, static_cast<int>(2 * kHugePage));
+  ::mallopt(M_TRIM_THRESHOLD, static_cast<int>(16 * kHugePage));
+#endif
 }
 
 }  // namespace kvsim

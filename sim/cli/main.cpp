@@ -8,10 +8,12 @@
 #include <new>
 
 #include "kernels/error.h"
+#include "kernels/memory.h"
 #include "sim/cli/dispatch.h"
 
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit shall be an error like a full disk
+  kvsim::keep_freed_memory();
   try {
     return kvsim::dispatch(kvsim::Arguments(argv + std::min(argc, 1), argv + argc));
   } catch (const kvsim::UserError& error) {

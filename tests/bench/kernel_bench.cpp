@@ -283,6 +283,31 @@ int main(int argc, char** argv) {
           pair, pair * 2.0);
     }
   }
+  for (const std::size_t snapshots : {1u, 16u, 200u}) {
+    // What a replay asks for: three needed sets and the row's own best n, in one reading of one matrix of all rows.
+    const std::vector<std::uint32_t> counts = budgets(snapshots, prompt);
+    Matrix<std::uint16_t> ranks(prompt, rows, 2 * kvsim::kRowPad);
+    for (std::size_t t = 0; t < tiled.ranks.size(); ++t) {
+      for (std::size_t j = 0; j < prompt; ++j)
+        std::copy_n(tiled.ranks[t].row(j), tile_rows(t), ranks.row(j) + t * kPart);
+    }
+    Matrix<std::uint32_t> needed_limits(3, rows, kvsim::kRowPad), each(snapshots, rows, kvsim::kRowPad);
+    std::vector<Matrix<std::uint32_t>> overlaps;
+    for (std::size_t q = 0; q < 4; ++q) overlaps.emplace_back(snapshots, rows);
+    for (std::size_t r = 0; r < rows; ++r) {
+      for (std::size_t q = 0; q < 3; ++q) needed_limits(q, r) = static_cast<std::uint32_t>(30 + 300 * q + r % 32);
+      for (std::size_t s = 0; s < snapshots; ++s) each(s, r) = counts[s];
+    }
+    std::vector<kvsim::OverlapQuery> queries{{each.view(), overlaps[3].view()}};
+    const kvsim::MatrixView<const std::uint32_t> all_needed = needed_limits.view();
+    for (std::size_t q = 0; q < 3; ++q) queries.push_back({all_needed.rows_from(q, 1), overlaps[q].view()});
+    report.items(fmt::format("overlap_counts, {} budgets, all four queries", snapshots),
+                 time_of(repeats,
+                         [&] {
+                           kvsim::overlap_counts<std::uint16_t>(ranks.view(), order, counts, queries, 0, rows);
+                         }),
+                 pair, pair * 2.0);
+  }
   const std::vector<std::uint32_t> counts = budgets(16, prompt);
   Matrix<float> error(16, kPart), recall(16, kPart);
   report.flops("own_order_curve, 16 budgets",

@@ -11,8 +11,12 @@ growing noise: what a ranking costs to compute is not counted here, as it is the
     ~/.cache/kvsim/record/bin/python tests/bench/sweep_torch.py trace.h5 --rankings 30 --budgets 16 --threads 2
 
 All points are run unless --max-heads or --max-rankings is given; the total is then extrapolated, and the output says so.
+--dump writes, as comma-separated text, the metrics of the ranking without noise, which is the oracle's (what kvsim calls
+oracle_static), per layer, KV head and budget: tests/bench/sweep compares them with kvsim's. --json writes the timings.
 """
 import argparse
+import csv
+import json
 import time
 
 import h5py
@@ -30,7 +34,13 @@ def arguments():
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the per-point product")
     parser.add_argument("--max-heads", type=int, help="run so many KV heads and extrapolate")
     parser.add_argument("--max-rankings", type=int, help="run so many rankings and extrapolate")
+    parser.add_argument("--budget-list", help="budgets in tokens, separated by commas, instead of --budgets even ones")
+    parser.add_argument("--dump", help="write the metrics of the ranking without noise to this file")
+    parser.add_argument("--json", help="write the timings to this file")
     return parser.parse_args()
+
+
+DUMPED = ("output_error", "attention_recall", "query_consistency", "set_consistency", "miss_rate", "miss_rate_50", "miss_rate_99")
 
 
 def read_head(layer, head, group, steps):
@@ -141,13 +151,15 @@ def main():
     group = int(attributes["num_query_heads"]) // kv_heads
     layers = sorted(trace["layers"])
     budgets = sorted({max(1, prompt * (i + 1) // options.budgets) for i in range(options.budgets)})
+    if options.budget_list:
+        budgets = sorted(int(part) for part in options.budget_list.split(","))
     heads = [(layer, head) for layer in layers for head in range(kv_heads)]
     run_heads = heads[:options.max_heads] if options.max_heads else heads
     run_rankings = min(options.rankings, options.max_rankings or options.rankings)
     print(f"{options.trace}: {len(layers)} layers x {kv_heads} KV heads, {group * steps} rows, prompt {prompt}; "
           f"torch {torch.__version__}, {options.threads} threads, per-point product in {options.dtype}")
 
-    once, points, read, methods = [], [], 0.0, None
+    once, points, read, methods, dumped = [], [], 0.0, None, []
     sums = {"output_error": 0.0, "attention_recall": 0.0, "query_consistency": 0.0, "set_consistency": 0.0,
             "miss_rate(0.9)": 0.0}
     for name, index in run_heads:
@@ -175,6 +187,10 @@ def main():
                 sums["query_consistency"] += float(query.mean())
                 sums["set_consistency"] += float(same_set)
                 sums["miss_rate(0.9)"] += float(misses[1].mean())
+                if number == 0:
+                    dumped.append([int(layer.attrs.get("layer_index", name)), index, budget, float(error.double().mean()),
+                                   float(recall.double().mean()), float(query.double().mean()), float(same_set)] +
+                                  [float(misses[c].double().mean()) for c in (1, 0, 2)])
 
     per_head = sum(once) / len(once)
     per_point = sum(points) / len(points)
@@ -192,6 +208,16 @@ def main():
         print(f"EXTRAPOLATED total {per_head * len(heads) + per_point * total_points:.1f} s for {len(heads)} KV heads, "
               f"{options.rankings} rankings x {len(budgets)} budgets, from {len(run_heads)} KV heads and "
               f"{run_rankings} rankings ({len(points)} of {total_points} points run); reading not counted")
+    if options.dump:
+        with open(options.dump, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["layer", "kv_head", "budget_tokens", *DUMPED])
+            writer.writerows(dumped)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"per_head_s": per_head, "per_point_s": per_point, "points_run": len(points), "points": total_points,
+                       "heads_run": len(run_heads), "heads": len(heads), "rankings_run": run_rankings,
+                       "total_s": per_head * len(heads) + per_point * total_points, "torch": torch.__version__}, file)
 
 
 if __name__ == "__main__":
