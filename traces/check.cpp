@@ -169,6 +169,28 @@ void check_covariance(const h5::File& file, const TraceInfo& info, const LayerIn
   }
 }
 
+/// A retention rate is at most 1, its logarithm at most 0.
+void check_retention(const h5::File& file, const TraceInfo& info, const LayerInfo& layer,
+                     CheckReport& report) {
+  if (!layer.has_retention) return;
+  const std::string where = where_of(layer, "retention");
+  Matrix<float> logs(info.num_kv_heads, info.tokens());
+  Staging staging;
+  read_rows(file.dataset(where), {}, 0, logs.view(), Finite::ignored, staging);
+  float lowest = 0.0f;
+  for (std::size_t h = 0; h < logs.rows(); ++h) {
+    const auto row = logs.view().row_span(h);
+    const auto bad = std::find_if(row.begin(), row.end(), [](float x) { return x > 0.0f; });
+    if (bad != row.end()) {
+      report.findings.push_back(
+          fmt::format("{}: head {}: found {} at token {}, expected the log of a rate, at most 0", where, h,
+                      *bad, bad - row.begin()));
+    }
+    for (const float x : row) lowest = std::min(lowest, x);
+  }
+  report.notes.push_back(fmt::format("{}: logs of retention rates down to {:.4g}", where, lowest));
+}
+
 }  // namespace
 
 std::uint64_t check_work(std::uint64_t bytes) { return bytes; }
@@ -186,6 +208,7 @@ CheckReport check_trace(const std::string& path, const CheckOptions& options,
   for (std::size_t l = 0; l < info.layers.size(); ++l) {
     check_attention_sums(file, info, info.layers[l], report);
     check_covariance(file, info, info.layers[l], report);
+    check_retention(file, info, info.layers[l], report);
     // Non-finite tensors are reported above; attention of them says nothing more.
     if (options.attention && !non_finite) check_attention(reader, l, report);
   }

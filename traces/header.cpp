@@ -103,8 +103,8 @@ void read_layers(const h5::File& file, TraceInfo& info) {
             [](const LayerInfo& a, const LayerInfo& b) { return a.index < b.index; });
 }
 
-void check_final_hidden(const h5::File& file, const TraceInfo& info) {
-  if (file.has("final_hidden")) expect_tensor(file.dataset("final_hidden"), {info.tokens(), kAny});
+std::uint32_t final_hidden_size(const h5::File& file, const TraceInfo& info) {
+  return file.has("final_hidden") ? expect_rows(file.dataset("final_hidden"), info.tokens()) : 0;
 }
 
 }  // namespace
@@ -130,6 +130,15 @@ void expect_shape(const h5::Dataset& dataset, const h5::Shape& expected) {
 void expect_tensor(const h5::Dataset& dataset, const h5::Shape& expected) {
   static_cast<void>(tensor_type(dataset));
   expect_shape(dataset, expected);
+}
+
+std::uint32_t expect_rows(const h5::Dataset& dataset, std::uint64_t rows) {
+  expect_tensor(dataset, {rows, kAny});
+  const std::uint64_t columns = dataset.shape()[1];
+  if (columns == 0 || columns > static_cast<std::uint64_t>(kMaxCount)) {
+    throw UserError("{}: found rows of {} numbers, expected 1 to {}", dataset.where(), columns, kMaxCount);
+  }
+  return static_cast<std::uint32_t>(columns);
 }
 
 std::int64_t bounded_attribute(const h5::Object& object, const char* name, std::int64_t low,
@@ -256,7 +265,7 @@ TraceInfo read_header(const h5::File& file) {
   info.segments = header::read_segments(file, main);
   header::read_layers(file, info);
   info.dtype = tensor_type(file.dataset("layers/" + layer_name(info.layers.front().index) + "/key"));
-  header::check_final_hidden(file, info);
+  info.final_hidden_size = header::final_hidden_size(file, info);
   info.lookaheads = header::read_lookaheads(file, info);
   info.branches = header::read_branches(file, info);
   info.digest_key = header::digest_key(info);

@@ -34,6 +34,8 @@ inline constexpr std::uint64_t kAny = ~std::uint64_t{0};
 void expect_shape(const h5::Dataset& dataset, const h5::Shape& expected);
 /// expect_shape, and an element type among float16, bfloat16 and float32.
 void expect_tensor(const h5::Dataset& dataset, const h5::Shape& expected);
+/// expect_tensor for `rows` vectors of one length, which is returned: 1 to 2^20.
+std::uint32_t expect_rows(const h5::Dataset& dataset, std::uint64_t rows);
 /// An integer attribute in [low, high].
 std::int64_t bounded_attribute(const h5::Object& object, const char* name, std::int64_t low,
                                std::int64_t high);

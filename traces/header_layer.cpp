@@ -50,7 +50,8 @@ void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const
   layer.has_output_proj = check("output_proj", {heads * root.value_dim, kAny});
   if (layer.has_output_proj)
     layer.hidden_size = static_cast<std::uint32_t>(group.dataset("output_proj").shape()[1]);
-  layer.has_hidden = check("hidden", {own, kAny});
+  layer.has_hidden = group.has("hidden");
+  if (layer.has_hidden) layer.input_size = expect_rows(group.dataset("hidden"), own);
   layer.has_retention = check("retention", {root.num_kv_heads, own});
   check("sensitivity", {kAny, heads, sequence.decode, root.value_dim});
   check("residual_norm", {own});

@@ -27,6 +27,7 @@ struct LayerInfo {
   bool has_output_proj = false;
   bool has_hidden = false;
   std::uint32_t hidden_size = 0;  // columns of output_proj, 0 without one
+  std::uint32_t input_size = 0;   // columns of hidden, 0 without it
   bool has_retention = false;
   bool has_query_stats = false;
   std::vector<std::string> attention_stats;  // names of the recorded per-key sums
@@ -69,6 +70,7 @@ struct TraceInfo {
   std::vector<Segment> segments;
   std::vector<LookaheadInfo> lookaheads;
   std::vector<BranchInfo> branches;
+  std::uint32_t final_hidden_size = 0;  // columns of final_hidden, 0 without it
   std::uint64_t file_bytes = 0;
 
   std::uint32_t group() const { return num_query_heads / num_kv_heads; }

@@ -1,6 +1,8 @@
 // Reading the tensors of a trace head by head.
 #include "traces/trace_reader.h"
 
+#include <algorithm>
+#include <string>
 #include <utility>
 
 #include "kernels/error.h"
@@ -92,6 +94,15 @@ void read_output_proj(const Head& head, HeadBlock& block) {
   read_rows(dataset, {}, head.kv_head * rows, block.output_proj.view(), Finite::required, head.staging);
 }
 
+void check_tokens(const TraceInfo& info, std::uint64_t first, std::uint64_t count) {
+  KVSIM_CHECK(first <= info.tokens() && count <= info.tokens() - first, "tokens {} + {} of {}", first, count,
+              info.path);
+}
+
+[[noreturn]] void throw_lacking(const TraceInfo& info, const std::string& where, const char* option) {
+  throw UserError("{}: /{} is missing, record it with {}", info.path, where, option);
+}
+
 }  // namespace
 
 TraceReader::TraceReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -134,6 +145,47 @@ Matrix<float> TraceReader::read_attention(std::size_t layer_ordinal, std::uint32
   const h5::Dataset dataset = impl_->file.dataset("layers/" + layer_name(layer.index) + "/attention");
   Matrix<float> out(layer.query_position.size(), info.tokens());
   read_rows(dataset, {query_head}, 0, out.view(), Finite::required, impl_->staging);
+  return out;
+}
+
+Matrix<float> TraceReader::read_retention(std::size_t layer_ordinal) const {
+  const TraceInfo& info = impl_->info;
+  KVSIM_CHECK(layer_ordinal < info.layers.size(), "layer {} of {}", layer_ordinal, info.path);
+  const LayerInfo& layer = info.layers[layer_ordinal];
+  const std::string where = "layers/" + layer_name(layer.index) + "/retention";
+  if (!layer.has_retention) throw_lacking(info, where, "kvsim-record --retention-gates FILE");
+  Matrix<float> out(info.num_kv_heads, info.tokens());
+  read_rows(impl_->file.dataset(where), {}, 0, out.view(), Finite::required, impl_->staging);
+  for (std::size_t g = 0; g < out.rows(); ++g) {
+    const auto row = out.view().row_span(g);
+    const auto bad = std::find_if(row.begin(), row.end(), [](float x) { return x > 0.0f; });
+    if (bad != row.end()) {
+      throw UserError("{}: /{}: found {} at head {}, token {}, expected the log of a rate, at most 0",
+                      info.path, where, *bad, g, bad - row.begin());
+    }
+  }
+  return out;
+}
+
+Matrix<float> TraceReader::read_hidden(std::size_t layer_ordinal, std::uint64_t first,
+                                       std::uint64_t count) const {
+  const TraceInfo& info = impl_->info;
+  KVSIM_CHECK(layer_ordinal < info.layers.size(), "layer {} of {}", layer_ordinal, info.path);
+  check_tokens(info, first, count);
+  const LayerInfo& layer = info.layers[layer_ordinal];
+  const std::string where = "layers/" + layer_name(layer.index) + "/hidden";
+  if (!layer.has_hidden) throw_lacking(info, where, "kvsim-record --hidden");
+  Matrix<float> out(count, layer.input_size);
+  read_rows(impl_->file.dataset(where), {}, first, out.view(), Finite::required, impl_->staging);
+  return out;
+}
+
+Matrix<float> TraceReader::read_final_hidden(std::uint64_t first, std::uint64_t count) const {
+  const TraceInfo& info = impl_->info;
+  check_tokens(info, first, count);
+  if (info.final_hidden_size == 0) throw_lacking(info, "final_hidden", "kvsim-record --final-hidden");
+  Matrix<float> out(count, info.final_hidden_size);
+  read_rows(impl_->file.dataset("final_hidden"), {}, first, out.view(), Finite::required, impl_->staging);
   return out;
 }
 

@@ -36,6 +36,14 @@ class TraceReader {
   HeadBlock read_head(std::size_t layer_ordinal, std::uint32_t kv_head, const BlockRequest& request) const;
   /// Recorded attention of one query head, [Nq, T+S].
   Matrix<float> read_attention(std::size_t layer_ordinal, std::uint32_t query_head) const;
+  /// Logs of learned retention rates, [Hkv, T+S], each at most 0. Throws UserError where the layer has none.
+  Matrix<float> read_retention(std::size_t layer_ordinal) const;
+  /// Inputs of the layer's attention block for the tokens [first, first + count), [count, input_size]. Throws
+  /// UserError where the layer has none.
+  Matrix<float> read_hidden(std::size_t layer_ordinal, std::uint64_t first, std::uint64_t count) const;
+  /// The last layer's output after the final norm for the tokens [first, first + count), [count,
+  /// final_hidden_size]. Throws UserError without it.
+  Matrix<float> read_final_hidden(std::uint64_t first, std::uint64_t count) const;
 
  private:
   struct Impl;

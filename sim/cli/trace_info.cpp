@@ -79,6 +79,7 @@ void print_tables(const TraceInfo& t) {
     kinds[segment.kind].second += segment.end - segment.begin;
   }
   fmt::print("\n");
+  if (t.final_hidden_size > 0) line("final_hidden", fmt::format("{} numbers per token", t.final_hidden_size));
   for (const auto& [kind, counts] : kinds) {
     line("segments", fmt::format("{} x {}, {} tokens", counts.first, kind, counts.second));
   }
@@ -118,9 +119,14 @@ void print_lacks(const TraceInfo& t) {
   say(layers_with(t, [](const LayerInfo& l) { return l.has_output_proj; }), "output_proj",
       "projected_error is undefined there (--output-proj)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_hidden; }), "hidden",
-      "policies with trained gates need it (--hidden)");
+      "gates can be computed only while recording (--hidden)");
+  say(layers_with(t, [](const LayerInfo& l) { return l.has_retention; }), "retention",
+      "policies with trained gates need it (--retention-gates FILE)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_attention; }), "attention",
       "trace check cannot compare recorded with recomputed attention (--attention)");
+  if (t.final_hidden_size == 0) {
+    line("lacks", "final_hidden: similarity of sentences is judged by their tokens (--final-hidden)");
+  }
   if (t.token_text.empty()) line("lacks", "token texts: policies that work on sentences need them");
   if (std::none_of(t.segments.begin(), t.segments.end(),
                    [](const Segment& s) { return s.kind == "evidence"; })) {
