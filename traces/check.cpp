@@ -6,6 +6,7 @@
 
 #include "kernels/error.h"
 #include "traces/check_attention.h"
+#include "traces/check_passes.h"
 #include "traces/digest.h"
 #include "traces/header.h"
 #include "traces/tensor.h"
@@ -209,9 +210,11 @@ CheckReport check_trace(const std::string& path, const CheckOptions& options,
     check_attention_sums(file, info, info.layers[l], report);
     check_covariance(file, info, info.layers[l], report);
     check_retention(file, info, info.layers[l], report);
+    check_second_pass(file, info, info.layers[l], report);
     // Non-finite tensors are reported above; attention of them says nothing more.
     if (options.attention && !non_finite) check_attention(reader, l, report);
   }
+  check_lookahead(file, reader, report);
   return report;
 }
 

@@ -79,7 +79,7 @@ std::optional<std::vector<Axis>> layer_axes(std::string_view name, const Selecti
   if (name == "output_proj") return {{s.projection_rows}};
   if (name == "hidden" || name == "residual_norm") return {{tokens}};
   if (name == "query_stats/mean" || name == "query_stats/covariance") return {{s.query_heads}};
-  if (name.starts_with("attention_stats/")) return {{s.query_heads}};
+  if (name.starts_with("attention_stats/") || name.starts_with("second_pass/")) return {{s.query_heads}};
   if (name == "sensitivity") return {{Axis::all(), s.query_heads, steps}};
   if (name == "rope/inv_freq") return {{Axis::all()}};
   return std::nullopt;
@@ -97,7 +97,7 @@ class Cutter {
     if (name.starts_with("layers/")) return take_layer(path, "", false);
     if (name.starts_with("segments/")) return;  // rewritten as a whole
     if (name.starts_with("tokens/") || name == "final_hidden") return copy(path, {selection_.tokens});
-    if (name == "rope/inv_freq") return copy(path, {});
+    if (name == "rope/inv_freq" || name == "second_pass/token") return copy(path, {});
     if (name.starts_with("lookahead/")) return take_below(path, false);
     if (name.starts_with("branches/") && !selection_.cuts_steps) return take_below(path, true);
     left_out_.push_back(path);

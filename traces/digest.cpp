@@ -81,4 +81,12 @@ std::string file_digest(const h5::File& file, const std::function<void(std::uint
   return digest.text();
 }
 
+std::string prompt_hash(std::span<const std::int32_t> prompt_ids) {
+  Digest digest;
+  digest.begin("/tokens/id");
+  digest.add(std::as_bytes(prompt_ids));
+  digest.end();
+  return digest.text();
+}
+
 }  // namespace kvsim

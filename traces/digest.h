@@ -41,4 +41,8 @@ class Digest {
 /// hashed. Throws UserError when a dataset cannot be read.
 std::string file_digest(const h5::File& file, const std::function<void(std::uint64_t)>& on_bytes = {});
 
+/// Stands for the prompt of a trace: the digest of a file that held nothing but these ids, int32, as
+/// /tokens/id.
+std::string prompt_hash(std::span<const std::int32_t> prompt_ids);
+
 }  // namespace kvsim

@@ -267,6 +267,7 @@ TraceInfo read_header(const h5::File& file) {
   info.dtype = tensor_type(file.dataset("layers/" + layer_name(info.layers.front().index) + "/key"));
   info.final_hidden_size = header::final_hidden_size(file, info);
   info.lookaheads = header::read_lookaheads(file, info);
+  header::read_second_pass(file, info);
   info.branches = header::read_branches(file, info);
   info.digest_key = header::digest_key(info);
   return info;

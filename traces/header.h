@@ -54,6 +54,8 @@ std::uint32_t layer_index(const h5::Group& layers, const std::string& name, std:
 LayerInfo read_layer(const h5::Group& group, const LayerInfo& defaults, const TraceInfo& root,
                      const Sequence& sequence);
 
+/// Statistics of a second pass that all layers hold, and how it was run.
+void read_second_pass(const h5::File& file, TraceInfo& info);
 std::vector<LookaheadInfo> read_lookaheads(const h5::File& file, const TraceInfo& info);
 std::vector<BranchInfo> read_branches(const h5::File& file, const TraceInfo& info);
 

@@ -1,8 +1,9 @@
-// What a trace may hold besides its main sequence: lookaheads and branches.
+// What a trace may hold besides its main sequence: lookaheads, a second pass and branches.
 #include <algorithm>
 #include <map>
 
 #include "kernels/error.h"
+#include "traces/digest.h"
 #include "traces/header.h"
 
 namespace kvsim::header {
@@ -22,18 +23,40 @@ const LayerInfo& recorded_layer(const h5::Group& layers, const std::string& name
 void check_kept(const h5::Dataset& dataset, const TraceInfo& info) {
   const bool per_query = dataset.shape().size() == 2 && dataset.shape()[0] == info.num_query_heads;
   expect_shape(dataset, {per_query ? info.num_query_heads : info.num_kv_heads, kAny});
-  const auto limit = static_cast<std::int64_t>(info.tokens());
+  const auto limit = static_cast<std::int64_t>(info.prompt_len);
   const auto kept = dataset.read<std::int64_t>();
   for (std::size_t i = 0; i < kept.size(); ++i) {
     if (kept[i] < -1 || kept[i] >= limit) {  // -1 fills up where a head kept fewer
-      throw UserError("{}: found {} at {}, expected positions below {}", dataset.where(), kept[i], i, limit);
+      throw UserError("{}: found {} at {}, expected prompt positions below {}", dataset.where(), kept[i], i,
+                      limit);
+    }
+    if (i % dataset.shape()[1] != 0 && kept[i] >= 0 && kept[i] <= kept[i - 1]) {
+      throw UserError("{}: found {} after {} at {}, expected ascending positions", dataset.where(), kept[i],
+                      kept[i - 1], i);
     }
   }
+}
+
+/// A pass over the prompt tells which model and which prompt it was run on (where its recorder wrote it
+/// down): a group that was copied here from another recording is refused.
+void check_origin(const h5::Group& group, const TraceInfo& info) {
+  const auto compare = [&group](const char* name, const std::string& expected) {
+    if (!group.has_attribute(name) || expected.empty()) return;
+    const std::string found = group.string_attribute(name);
+    if (found != expected) {
+      throw UserError("{}@{}: found '{}', expected '{}': it was recorded with another {}; record it anew",
+                      group.where(), name, found, expected, name);
+    }
+  };
+  compare("model", info.model);
+  if (info.token_id.size() == info.tokens())
+    compare("prompt", prompt_hash({info.token_id.data(), static_cast<std::size_t>(info.prompt_len)}));
 }
 
 LookaheadInfo read_lookahead(const h5::Group& group, const std::string& name, const TraceInfo& info) {
   LookaheadInfo lookahead;
   lookahead.name = name;
+  check_origin(group, info);
   lookahead.method = group.string_attribute("method");
   const auto most = static_cast<std::int64_t>(info.tokens());
   lookahead.capacity = static_cast<std::uint32_t>(bounded_attribute(group, "capacity", 0, most));
@@ -43,7 +66,13 @@ LookaheadInfo read_lookahead(const h5::Group& group, const std::string& name, co
   expect_shape(tokens, {kAny});
   expect_shape(positions, tokens.shape());
   lookahead.tokens = static_cast<std::uint32_t>(tokens.elements());
-  static_cast<void>(tokens.read<std::int32_t>());
+  lookahead.token_id = tokens.read<std::int32_t>();
+  constexpr std::int64_t kMost = std::int64_t{1} << 50;
+  lookahead.steps = lookahead.tokens;
+  if (group.has_attribute("steps"))
+    lookahead.steps = static_cast<std::uint64_t>(bounded_attribute(group, "steps", 0, most));
+  if (group.has_attribute("cache_bytes"))
+    lookahead.cache_bytes = static_cast<std::uint64_t>(bounded_attribute(group, "cache_bytes", 0, kMost));
   const auto position = positions.read<std::int64_t>();
   for (std::size_t i = 0; i < position.size(); ++i) {
     const auto expected = static_cast<std::int64_t>(info.prompt_len + i);
@@ -122,6 +151,23 @@ std::vector<LookaheadInfo> read_lookaheads(const h5::File& file, const TraceInfo
   for (const std::string& name : group.children())
     found.push_back(read_lookahead(group.group(name), name, info));
   return found;
+}
+
+void read_second_pass(const h5::File& file, TraceInfo& info) {
+  info.second_pass = info.layers.front().second_pass;
+  std::erase_if(info.second_pass, [&info](const std::string& name) {
+    return !std::all_of(info.layers.begin(), info.layers.end(), [&name](const LayerInfo& layer) {
+      return std::find(layer.second_pass.begin(), layer.second_pass.end(), name) != layer.second_pass.end();
+    });
+  });
+  if (!file.has_group("second_pass")) return;
+  const h5::Group group = file.group("second_pass");
+  check_origin(group, info);
+  constexpr std::int64_t kMost = std::int64_t{1} << 40;
+  const h5::Dataset token = group.dataset("token");
+  expect_shape(token, {kAny});
+  const auto pieces = static_cast<std::uint64_t>(bounded_attribute(group, "pieces", 0, kMost));
+  info.second_pass_run = {group.string_attribute("method"), token.elements(), pieces};
 }
 
 std::vector<BranchInfo> read_branches(const h5::File& file, const TraceInfo& info) {

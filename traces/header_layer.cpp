@@ -57,6 +57,16 @@ void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const
   check("residual_norm", {own});
 }
 
+/// Names of the datasets [Hq, T] below `folder`, each checked.
+std::vector<std::string> table_names(const h5::Group& group, const char* folder, std::uint64_t heads,
+                                     std::uint64_t prompt) {
+  if (!group.has(folder)) return {};
+  const h5::Group tables = group.group(folder);
+  std::vector<std::string> names = tables.children();
+  for (const std::string& name : names) expect_tensor(tables.dataset(name), {heads, prompt});
+  return names;
+}
+
 void check_statistics(const h5::Group& group, const TraceInfo& root, const Sequence& sequence,
                       LayerInfo& layer) {
   const std::uint64_t heads = root.num_query_heads, d = root.head_dim;
@@ -69,12 +79,8 @@ void check_statistics(const h5::Group& group, const TraceInfo& root, const Seque
     }
     layer.has_query_stats = true;
   }
-  if (group.has("attention_stats")) {
-    const h5::Group stats = group.group("attention_stats");
-    layer.attention_stats = stats.children();
-    for (const std::string& name : layer.attention_stats)
-      expect_tensor(stats.dataset(name), {heads, sequence.prompt});
-  }
+  layer.attention_stats = table_names(group, "attention_stats", heads, sequence.prompt);
+  layer.second_pass = table_names(group, "second_pass", heads, sequence.prompt);
 }
 
 /// Bytes of all datasets below a group.

@@ -15,6 +15,18 @@ struct Source {
   TraceInfo info;
 };
 
+/// First passes of one name must be one and the same run.
+void check_lookaheads(const TraceInfo& a, const TraceInfo& b) {
+  for (const LookaheadInfo& pass : b.lookaheads) {
+    const auto same = std::find_if(a.lookaheads.begin(), a.lookaheads.end(),
+                                   [&pass](const LookaheadInfo& other) { return other.name == pass.name; });
+    if (same != a.lookaheads.end() && (same->method != pass.method || same->token_id != pass.token_id)) {
+      throw UserError("{}: /lookahead/{} is another first pass than in {}, expected the same tokens", b.path,
+                      pass.name, a.path);
+    }
+  }
+}
+
 /// Everything but the layers must agree.
 void check_alike(const Source& first, const Source& other) {
   const auto compare = [&](const char* what, const auto& a, const auto& b) {
@@ -38,6 +50,7 @@ void check_alike(const Source& first, const Source& other) {
     throw UserError("{}: /tokens/id differs from {} at token {}, expected the same text", b.path, a.path,
                     x - a.token_id.begin());
   }
+  check_lookaheads(a, b);
 }
 
 /// Scale, soft cap and rotary frequencies of a layer may come from its file's root: they are written to the

@@ -31,6 +31,7 @@ struct LayerInfo {
   bool has_retention = false;
   bool has_query_stats = false;
   std::vector<std::string> attention_stats;  // names of the recorded per-key sums
+  std::vector<std::string> second_pass;      // names of the statistics of a recorded second pass
   std::uint64_t bytes = 0;                   // of all its tensors
 
   /// Number of prompt queries that are recorded without a gap up to T-1.
@@ -43,10 +44,20 @@ struct Segment {
   std::int32_t turn = 0;
 };
 
+/// One recorded first pass of Lookahead Q-Cache.
 struct LookaheadInfo {
   std::string name, method;
   std::uint32_t capacity = 0, window = 0, tokens = 0;
   bool stopped_at_eos = false;
+  std::vector<std::int32_t> token_id;  // [tokens] the pseudo tokens that were fed, at positions T, T+1, ...
+  std::uint64_t steps = 0;             // forward passes that it took
+  std::uint64_t cache_bytes = 0;       // its own cache at its largest, over all layers; 0 = not recorded
+};
+
+/// How the second pass over the prompt was run.
+struct SecondPassInfo {
+  std::string method;                    // empty without one
+  std::uint64_t tokens = 0, pieces = 0;  // fed in all, and forward passes that it took
 };
 
 struct BranchInfo {
@@ -69,6 +80,8 @@ struct TraceInfo {
   std::vector<std::int32_t> token_id;   // [T+S] or empty
   std::vector<Segment> segments;
   std::vector<LookaheadInfo> lookaheads;
+  std::vector<std::string> second_pass;  // names of the statistics that every recorded layer holds
+  SecondPassInfo second_pass_run;
   std::vector<BranchInfo> branches;
   std::uint32_t final_hidden_size = 0;  // columns of final_hidden, 0 without it
   std::uint64_t file_bytes = 0;
@@ -86,6 +99,8 @@ struct HeadBlock {
   Matrix<float> value;                                   // [T+S, dv]
   Matrix<float> query;                                   // [group * Nq, d]
   std::map<std::string, Matrix<float>> attention_stats;  // name -> [group, T]
+  std::map<std::string, Matrix<float>> second_pass;      // statistic -> [group, T]
+  std::map<std::string, Matrix<float>> lookahead_query;  // pass -> [group * n, d], query head major
   Matrix<float> query_mean;                              // [group, d] or empty
   Matrix<float> query_covariance;                        // [group * d, d] or empty
   std::uint32_t query_stats_sinks = 0;

@@ -61,16 +61,40 @@ std::uint64_t query_rows(const TraceInfo& info, const LayerInfo& layer, const Bl
   return request.prompt_queries + info.decode_len;
 }
 
+/// Tables [group, T] of the datasets `names` below `folder`.
+std::map<std::string, Matrix<float>> read_tables(const Head& head, const std::string& folder,
+                                                 const std::vector<std::string>& names) {
+  std::map<std::string, Matrix<float>> tables;
+  for (const std::string& name : names) {
+    Matrix<float> table(head.info.group(), head.info.prompt_len);
+    read_rows(head.group.dataset(folder + "/" + name), {}, head.first_query_head(), table.view(),
+              Finite::required, head.staging);
+    tables.emplace(name, std::move(table));
+  }
+  return tables;
+}
+
+/// Pseudo queries [group * n, d] of every first pass that recorded this layer.
+std::map<std::string, Matrix<float>> read_lookahead_queries(const Head& head, const h5::File& file) {
+  std::map<std::string, Matrix<float>> queries;
+  for (const LookaheadInfo& pass : head.info.lookaheads) {
+    const std::string where = "lookahead/" + pass.name + "/layers/" + layer_name(head.layer.index) + "/query";
+    if (!file.has(where)) continue;
+    Matrix<float> rows(std::size_t{head.info.group()} * pass.tokens, head.info.head_dim);
+    for (std::uint64_t g = 0; pass.tokens > 0 && g < head.info.group(); ++g) {
+      read_rows(file.dataset(where), {head.first_query_head() + g}, 0,
+                rows.view().rows_from(g * pass.tokens, pass.tokens), Finite::required, head.staging);
+    }
+    queries.emplace(pass.name, std::move(rows));
+  }
+  return queries;
+}
+
 void read_statistics(const Head& head, const BlockRequest& request, HeadBlock& block) {
   const std::uint64_t first = head.first_query_head(), group = head.info.group();
-  if (request.attention_stats) {
-    for (const std::string& name : head.layer.attention_stats) {
-      Matrix<float> sums(group, head.info.prompt_len);
-      read_rows(head.group.dataset("attention_stats/" + name), {}, first, sums.view(), Finite::required,
-                head.staging);
-      block.attention_stats.emplace(name, std::move(sums));
-    }
-  }
+  if (request.attention_stats)
+    block.attention_stats = read_tables(head, "attention_stats", head.layer.attention_stats);
+  if (request.second_pass) block.second_pass = read_tables(head, "second_pass", head.layer.second_pass);
   if (request.query_stats && head.layer.has_query_stats) {
     const h5::Group stats = head.group.group("query_stats");
     if (stats.has_attribute("sinks"))
@@ -133,6 +157,7 @@ HeadBlock TraceReader::read_head(std::size_t layer_ordinal, std::uint32_t kv_hea
   block.key = read_matrix(head, head.group.dataset("key"), kv_head, 0, info.tokens());
   block.value = read_matrix(head, head.group.dataset("value"), kv_head, 0, info.tokens());
   read_statistics(head, request, block);
+  if (request.lookahead) block.lookahead_query = read_lookahead_queries(head, impl_->file);
   if (request.output_proj && layer.has_output_proj) read_output_proj(head, block);
   return block;
 }
@@ -146,6 +171,23 @@ Matrix<float> TraceReader::read_attention(std::size_t layer_ordinal, std::uint32
   Matrix<float> out(layer.query_position.size(), info.tokens());
   read_rows(dataset, {query_head}, 0, out.view(), Finite::required, impl_->staging);
   return out;
+}
+
+std::vector<std::vector<TokenIndex>> TraceReader::read_lookahead_kept(std::size_t layer_ordinal,
+                                                                      const std::string& pass) const {
+  const TraceInfo& info = impl_->info;
+  KVSIM_CHECK(layer_ordinal < info.layers.size(), "layer {} of {}", layer_ordinal, info.path);
+  const std::string where =
+      "lookahead/" + pass + "/layers/" + layer_name(info.layers[layer_ordinal].index) + "/kept";
+  if (!impl_->file.has(where)) throw_lacking(info, where, "kvsim-record --lookahead N");
+  const h5::Dataset dataset = impl_->file.dataset(where);
+  const auto stored = dataset.read<std::int64_t>();
+  const std::size_t rows = dataset.shape()[0], columns = dataset.shape()[1];
+  std::vector<std::vector<TokenIndex>> kept(rows);
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    if (stored[i] >= 0) kept[i / columns].push_back(static_cast<TokenIndex>(stored[i]));  // -1 fills up
+  }
+  return kept;
 }
 
 Matrix<float> TraceReader::read_retention(std::size_t layer_ordinal) const {

@@ -18,6 +18,10 @@ struct BlockRequest {
   bool attention_stats = false;
   bool query_stats = false;
   bool output_proj = false;
+  bool lookahead = false;    // pseudo queries of every first pass
+  bool second_pass = false;  // statistics of the second pass
+
+  bool operator==(const BlockRequest&) const = default;
 };
 
 /// An open trace file. Move-only; not for concurrent use (HDF5 takes a global lock anyway).
@@ -36,6 +40,10 @@ class TraceReader {
   HeadBlock read_head(std::size_t layer_ordinal, std::uint32_t kv_head, const BlockRequest& request) const;
   /// Recorded attention of one query head, [Nq, T+S].
   Matrix<float> read_attention(std::size_t layer_ordinal, std::uint32_t query_head) const;
+  /// What the first pass `pass` kept in a layer: ascending prompt positions, one list per query head or, where
+  /// there are fewer, per KV head. Throws UserError where the pass or its kept sets are not recorded.
+  std::vector<std::vector<TokenIndex>> read_lookahead_kept(std::size_t layer_ordinal,
+                                                           const std::string& pass) const;
   /// Logs of learned retention rates, [Hkv, T+S], each at most 0. Throws UserError where the layer has none.
   Matrix<float> read_retention(std::size_t layer_ordinal) const;
   /// Inputs of the layer's attention block for the tokens [first, first + count), [count, input_size]. Throws

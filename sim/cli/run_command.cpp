@@ -118,11 +118,6 @@ UnitResult run_job(const PreparedRun& run, const Job& job, BlockSource& source) 
   return result;
 }
 
-bool same_request(const BlockRequest& a, const BlockRequest& b) {
-  return a.all_queries == b.all_queries && a.prompt_queries == b.prompt_queries && a.attention_stats == b.attention_stats &&
-         a.query_stats == b.query_stats && a.output_proj == b.output_proj;
-}
-
 /// Settings that a run keeps for good, as lines of run.ini that differ.
 std::vector<std::string> switch_differences(const std::string& before, const std::string& now) {
   std::vector<std::string> changes;
@@ -141,7 +136,7 @@ std::unique_ptr<BlockSource> open_source(const PreparedRun& run, const std::vect
   std::vector<BlockPrefetcher::Item> order;
   for (last = first; last < jobs.size(); ++last) {
     const Job& job = jobs[last];
-    if (job.unit.trace != jobs[first].unit.trace || !same_request(job.request, jobs[first].request) ||
+    if (job.unit.trace != jobs[first].unit.trace || job.request != jobs[first].request ||
         job.memory.hold != jobs[first].memory.hold)
       break;
     const std::uint32_t heads = run.traces[job.unit.trace].info().num_kv_heads;

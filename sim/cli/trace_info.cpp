@@ -65,6 +65,8 @@ void print_layers(const TraceInfo& t) {
     if (!layer.attention_stats.empty()) {
       extras.push_back(fmt::format("attention_stats({})", fmt::join(layer.attention_stats, ",")));
     }
+    if (!layer.second_pass.empty())
+      extras.push_back(fmt::format("second_pass({})", fmt::join(layer.second_pass, ",")));
     fmt::print("  {:>5}  {:>10}  {:>8}  {:>10.6g}  {:>9}  {:>7}  {}\n", layer.index, human_bytes(layer.bytes),
                layer.sliding_window == 0 ? "full" : std::to_string(layer.sliding_window), layer.softmax_scale,
                layer.logit_softcap == 0.0 ? "none" : fmt::format("{:g}", layer.logit_softcap),
@@ -84,9 +86,14 @@ void print_tables(const TraceInfo& t) {
     line("segments", fmt::format("{} x {}, {} tokens", counts.first, kind, counts.second));
   }
   for (const LookaheadInfo& one : t.lookaheads) {
-    line("lookahead", fmt::format("{}: {} with capacity {} and window {}, {} pseudo tokens{}", one.name,
+    line("lookahead", fmt::format("{}: {} with capacity {} and window {}, {} pseudo tokens{}{}", one.name,
                                   one.method, one.capacity, one.window, one.tokens,
-                                  one.stopped_at_eos ? ", stopped at the end of text" : ""));
+                                  one.stopped_at_eos ? ", stopped at the end of text" : "",
+                                  one.cache_bytes > 0 ? ", cache of " + human_bytes(one.cache_bytes) : ""));
+  }
+  if (!t.second_pass_run.method.empty()) {
+    line("second pass", fmt::format("{}: {} tokens in {} pieces", t.second_pass_run.method,
+                                    t.second_pass_run.tokens, t.second_pass_run.pieces));
   }
   for (const BranchInfo& one : t.branches) {
     line("branch", fmt::format("{}: continues {} at token {}, {} + {} tokens", one.name,
@@ -124,6 +131,10 @@ void print_lacks(const TraceInfo& t) {
       "policies with trained gates need it (--retention-gates FILE)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_attention; }), "attention",
       "trace check cannot compare recorded with recomputed attention (--attention)");
+  say(layers_with(t, [](const LayerInfo& l) { return !l.second_pass.empty(); }), "second_pass",
+      "policies that reconstruct the prompt need it (--second-pass repeat)");
+  if (t.lookaheads.empty())
+    line("lacks", "lookahead: policies with pseudo queries need a first pass (--lookahead 8)");
   if (t.final_hidden_size == 0) {
     line("lacks", "final_hidden: similarity of sentences is judged by their tokens (--final-hidden)");
   }

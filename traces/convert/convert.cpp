@@ -316,7 +316,8 @@ void write_array(const Input& input, const std::string& name, TraceWriter& write
       writer.root().write_column(path, read_integers(input, name));
       return;
     }
-    if (is_one_of(part->rest, kLayerTensors) || part->rest.starts_with("attention_stats.")) {
+    if (is_one_of(part->rest, kLayerTensors) || part->rest.starts_with("attention_stats.") ||
+        part->rest.starts_with("second_pass.")) {
       return copy_tensor(input, name, path, writer, progress);
     }
   } else if (is_one_of(name, kRootTensors)) {
@@ -326,8 +327,8 @@ void write_array(const Input& input, const std::string& name, TraceWriter& write
     return;  // segments are written together
   }
   throw UserError(
-      "{}: is no name of a trace's array; there are layers.<l>. with {}, query_position and "
-      "attention_stats.<name>; {}; {}",
+      "{}: is no name of a trace's array; there are layers.<l>. with {}, query_position, "
+      "attention_stats.<name> and second_pass.<name>; {}; {}",
       input.where(name), fmt::join(kLayerTensors, ", "), fmt::join(kRootTensors, ", "),
       fmt::join(kRootIntegers, ", "));
 }
