@@ -1,9 +1,13 @@
 // What a policy is: it scores prompt tokens, and may shift budget between heads and layers.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,7 +26,11 @@ enum class Need : std::uint32_t {
   window_queries = 4,    // HeadFeatures::window_mean; Policy::window() says how many queries
   prompt_attention = 8,  // HeadFeatures::attention_sum, attention_mean_over_visible
   query_stats = 16,      // HeadFeatures::query_stats
-  decode_queries = 32,   // HeadFeatures::decode_mean: the future (oracles)
+  decode_queries = 32,   // HeadFeatures::decode_mean, QueryRows::Source::oracle: the future (oracles)
+  lookahead = 64,           // QueryRows::Source::lookahead: pseudo queries of a recorded first pass
+  second_pass = 128,        // HeadFeatures::second_pass
+  output_projection = 256,  // HeadFeatures::output_projection
+  all_queries = 512,        // HeadFeatures::prompt_queries, each_prompt_tile, QueryRows::Source::prompt
 };
 constexpr Need operator|(Need a, Need b) { return Need(std::uint32_t(a) | std::uint32_t(b)); }
 constexpr bool has(Need set, Need one) { return (std::uint32_t(set) & std::uint32_t(one)) != 0; }
@@ -40,6 +48,17 @@ struct PolicyTraits {
   bool oracle = false;          // looks at the future
   bool step_order = false;      // every decode step and query head has its own order (oracle_topk)
   bool windowed = false;  // scores by the attention of an observation window (window_consistency is defined)
+  bool order_by_budget = false;  // has another order at every budget: see Policy::reorder
+  bool model_wide = false;       // a layer's counts depend on other layers: see Policy::summarise
+  bool own_size = false;         // decides itself how much it keeps; the budget is the most it may
+  bool transforms = false;       // changes keys or values of what it keeps: see Policy::transform
+};
+
+/// A first pass of Lookahead Q-Cache that the trace holds (arXiv:2505.20334).
+struct LookaheadPass {
+  std::string name;            // e.g. snapkv-128
+  std::uint32_t capacity = 0;  // tokens that the pass kept per unit
+  std::uint32_t queries = 0;   // pseudo queries recorded
 };
 
 /// Shapes of the layer that is being replayed.
@@ -56,6 +75,8 @@ struct LayerGeometry {
   double softmax_scale = 1.0;  // of the recorded model (kvpress' formulas use 1/sqrt(key_dim) instead)
   std::uint32_t sliding_window = 0;
   std::uint64_t trace_digest = 0;  // keys random choices, with layer and head
+  std::vector<LookaheadPass> lookaheads;  // as recorded
+  std::vector<std::string> second_pass;   // names of the recorded statistics of a second pass
 };
 
 /// Rotary embedding of the layer, to re-create queries at other positions.
@@ -71,6 +92,32 @@ struct QueryStats {
   std::span<const float> mean;
   MatrixView<const float> covariance;
   std::uint32_t sinks = 0;  // how many first tokens were left out
+};
+
+/// Queries of a query head whose attention over the prompt is looked at (reference, section 7.1, C1). Every row sees
+/// what the model would let it see, unless `behind` or `staircase` say otherwise.
+struct QueryRows {
+  enum class Source : std::uint8_t {
+    window,     // the last `count` prompt queries, oldest first
+    prompt,     // `count` prompt queries from position `first` on
+    lookahead,  // the first `count` pseudo queries of pass `pass`; they see all prompt keys and nothing else
+    oracle      // the first `count` true decode queries; they see the decode tokens before them too
+  };
+  Source source = Source::window;
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;   // lookahead, oracle: 0 = all there are
+  std::uint32_t behind = 0;  // window: rows see keys as if they stood so many positions earlier
+  bool staircase = false;    // lookahead: row k of n does not see the newest n - 1 - k prompt keys (authors' code of LAQ)
+  std::string pass{};        // lookahead
+  auto operator<=>(const QueryRows&) const = default;
+};
+
+/// Attention of some consecutive prompt queries, as HeadFeatures::each_prompt_tile hands it out.
+struct PromptTile {
+  std::size_t first = 0;               // position of the first query
+  std::size_t count = 0;               // queries
+  MatrixView<const float> queries;     // [count, d]
+  MatrixView<const float> weights;     // [first + count, count]: token-major, causal; keys behind have no rows
 };
 
 /// What can be known of one KV head at the end of the prompt. Lazy: what nobody asks for is never computed.
@@ -94,6 +141,38 @@ class HeadFeatures {
   /// Mean over the decode steps of the true decode queries' attention over the prompt, [T] (denominator: all
   /// visible).
   virtual std::span<const float> decode_mean(std::size_t query_head) const = 0;
+
+  /// How many rows the set has.
+  std::size_t count(const QueryRows& rows) const;
+  /// The set's queries after the rotary embedding, [n, d].
+  virtual MatrixView<const float> queries(const QueryRows& rows, std::size_t query_head) const;
+  /// Their attention over the prompt, token-major: [T, n], softmax over all that a row sees.
+  virtual MatrixView<const float> attention(const QueryRows& rows, std::size_t query_head) const;
+  /// Their attention outputs before the output projection over all that a row sees, [n, dv].
+  virtual MatrixView<const float> outputs(const QueryRows& rows, std::size_t query_head) const;
+  /// All prompt queries after the rotary embedding, [T, d].
+  virtual MatrixView<const float> prompt_queries(std::size_t query_head) const;
+  /// Visits the attention of all prompt queries in order, a tile at a time: no n x n matrix is held. Costs T^2 d flops,
+  /// so results belong into shared().
+  virtual void each_prompt_tile(std::size_t query_head, const std::function<void(const PromptTile&)>& visit) const;
+  /// Rows of the output projection that query head reads, [dv, hidden].
+  virtual MatrixView<const float> output_projection(std::size_t query_head) const;
+  /// A recorded statistic of the second pass over the context, [T]; which there are: LayerGeometry::second_pass.
+  virtual std::span<const float> second_pass(const std::string& statistic, std::size_t query_head) const;
+  /// Budgets of the run in tokens, ascending: for policies that have another order at every budget.
+  virtual std::span<const std::uint32_t> budgets() const;
+
+  /// A result that variants share: computed once for this head under `key`, which names the quantity and every
+  /// parameter that it depends on. Thread-safe; `compute` may itself ask for other shared results.
+  std::span<const float> shared(const std::string& key, const std::function<std::vector<float>()>& compute) const;
+
+ private:
+  struct Shared {
+    std::once_flag once;
+    std::vector<float> value;
+  };
+  mutable std::mutex shared_mutex_;
+  mutable std::map<std::string, std::unique_ptr<Shared>> shared_;
 };
 
 /// What owns one kept set (metrics.md, "Selection unit").
@@ -104,6 +183,10 @@ struct UnitScores {
   std::vector<float> score;  // [T]; NaN is an error of the policy
   std::vector<TokenIndex>
       protected_tokens;  // in the order in which they are kept: sinks, then newest to oldest
+  std::vector<float> extra;  // what join, summarise, allocate and reorder need beside the score; the policy's own layout
+  /// Optional, with traits().order_by_budget: the order at each of HeadFeatures::budgets(), best first, as long as the
+  /// budget or longer.
+  std::vector<std::vector<TokenIndex>> orders;
 };
 
 /// All units of a layer: with Unit::kv and Unit::layer one per KV head (equal ones for layer), with
@@ -117,6 +200,21 @@ struct LayerScores {
 struct LayerRanking {
   LayerScores scores;
   std::vector<std::vector<TokenIndex>> order;  // [units][T]
+  /// What summarise() gave for every recorded layer, ascending; empty unless traits().model_wide.
+  std::span<const std::vector<float>> summaries;
+};
+
+/// One budget of a run.
+struct BudgetAt {
+  std::size_t index = 0;     // place in HeadFeatures::budgets()
+  std::uint32_t tokens = 0;  // per unit, on average
+};
+
+/// What a unit holds after a transformation, row i = kept token i.
+struct Transformed {
+  Matrix<float> keys;         // [kept, d], as the recorded decode queries read them
+  Matrix<float> values;       // [kept, dv]
+  double resident_share = 1;  // bytes held / bytes of the untouched entries (channels left out)
 };
 
 /// A user's array, e.g. scores made in Python: row-major, float.
@@ -159,7 +257,22 @@ class Policy {
   /// Default: min(budget, T) everywhere. Monotone in the budget where traits().nested.
   virtual void allocate(const LayerGeometry& layer, const LayerRanking& ranking, std::uint32_t budget,
                         std::span<std::uint32_t> kept) const;
+
+  /// With traits().model_wide: what the other layers' allocate must know of this layer. All layers are scored before
+  /// any is allocated; allocate and reorder find the summaries in LayerRanking::summaries.
+  virtual std::vector<float> summarise(const LayerGeometry&, const LayerRanking&) const { return {}; }
+  /// With traits().order_by_budget, after allocate: the order of every unit at this budget, of which the first kept[u]
+  /// stay. `order` holds ranking.order on entry. Default: UnitScores::orders where a unit has them.
+  virtual void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
+                       std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const;
+  /// With traits().transforms: keys and values that stay in place of the `kept` tokens (ascending) of a unit; `head` is
+  /// the KV head, `query_head` the query head inside its group (0 unless the unit is a query head).
+  virtual Transformed transform(const HeadFeatures& head, std::size_t query_head, std::span<const TokenIndex> kept) const;
 };
+
+/// The order that allocate's counts cut at one budget: ranking.order, or what reorder makes of it.
+std::vector<std::vector<TokenIndex>> order_at(const Policy& policy, const LayerGeometry& layer, const LayerRanking& ranking,
+                                              BudgetAt budget, std::span<const std::uint32_t> kept);
 
 /// Sorts every unit's tokens. Throws UserError naming policy, layer and unit where a score is NaN.
 LayerRanking rank_layer(const Policy& policy, const LayerGeometry& layer, LayerScores scores);

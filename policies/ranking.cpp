@@ -42,7 +42,7 @@ void refuse_nan(const Policy& policy, const LayerGeometry& layer, const LayerSco
 }  // namespace
 
 LayerRanking rank_layer(const Policy& policy, const LayerGeometry& layer, LayerScores scores) {
-  LayerRanking ranking{std::move(scores), {}};
+  LayerRanking ranking{std::move(scores), {}, {}};
   ranking.order.resize(ranking.scores.units.size());
   for (std::size_t u = 0; u < ranking.order.size(); ++u) {
     const UnitScores& unit = ranking.scores.units[u];
@@ -62,6 +62,26 @@ void Policy::allocate(const LayerGeometry& layer, const LayerRanking&, std::uint
                       std::span<std::uint32_t> kept) const {
   std::fill(kept.begin(), kept.end(),
             static_cast<std::uint32_t>(std::min<std::size_t>(budget, layer.prompt)));
+}
+
+void Policy::reorder(const LayerGeometry&, const LayerRanking& ranking, BudgetAt budget, std::span<const std::uint32_t>,
+                     std::span<std::vector<TokenIndex>> order) const {
+  for (std::size_t u = 0; u < order.size(); ++u) {
+    const auto& orders = ranking.scores.units[u].orders;
+    if (!orders.empty()) order[u] = orders.at(budget.index);
+  }
+}
+
+Transformed Policy::transform(const HeadFeatures&, std::size_t, std::span<const TokenIndex>) const {
+  throw InternalError(std::string(traits().name) + " transforms nothing");
+}
+
+std::vector<std::vector<TokenIndex>> order_at(const Policy& policy, const LayerGeometry& layer,
+                                              const LayerRanking& ranking, BudgetAt budget,
+                                              std::span<const std::uint32_t> kept) {
+  std::vector<std::vector<TokenIndex>> order = ranking.order;
+  if (policy.traits().order_by_budget) policy.reorder(layer, ranking, budget, kept, order);
+  return order;
 }
 
 }  // namespace kvsim

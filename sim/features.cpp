@@ -35,8 +35,10 @@ void unrotate(std::span<double> x, std::span<const float> inverse_frequency, Rop
   }
 }
 
-BlockFeatures::BlockFeatures(const HeadBlock& block, const LayerContext& layer, Rows decode_mean, std::uint32_t most_window)
-    : block_(block), layer_(layer), decode_mean_(std::move(decode_mean)), most_window_(most_window) {}
+BlockFeatures::BlockFeatures(const HeadBlock& block, const LayerContext& layer, Rows decode_mean, std::uint32_t most_window,
+                             std::vector<std::uint32_t> budgets)
+    : block_(block), layer_(layer), decode_mean_(std::move(decode_mean)), most_window_(most_window),
+      budgets_(std::move(budgets)) {}
 
 std::size_t BlockFeatures::recorded_prompt_queries() const {
   return block_.query.rows() / layer_.geometry.group - layer_.geometry.decode;
@@ -99,25 +101,13 @@ void BlockFeatures::compute_attention_sum() const {
   if (const auto recorded = block_.attention_stats.find("sum"); recorded != block_.attention_stats.end()) {
     for (std::size_t h = 0; h < g.group; ++h) sums[h].assign(recorded->second.row(h), recorded->second.row(h) + g.prompt);
   } else {
-    // All prompt queries are recorded: one tile of rows at a time, no n x n matrix.
-    const std::size_t recorded_queries = recorded_prompt_queries();
-    KVSIM_CHECK(recorded_queries == g.prompt, "{} of {} prompt queries recorded", recorded_queries, g.prompt);
-    std::vector<TokenIndex> position(g.prompt);
-    for (std::size_t i = 0; i < g.prompt; ++i) position[i] = static_cast<TokenIndex>(i);
-    const std::size_t tiles = (g.prompt + kRowTile - 1) / kRowTile;
     for (std::size_t h = 0; h < g.group; ++h) {
       std::vector<double> total(g.prompt), part(g.prompt);
-      const auto queries = block_.query.view().rows_from(h * (g.prompt + g.decode), g.prompt);
-      for (std::size_t tile = 0; tile < tiles; ++tile) {
-        const std::size_t begin = tile * kRowTile;
-        const std::size_t count = std::min(g.prompt - begin, kRowTile);
-        const std::size_t seen = begin + count;  // keys behind the tile's last query have weight 0
-        Matrix<float> weights(seen, count, kRowPad);
-        attention_weights(keys().rows_from(0, seen), queries.rows_from(begin, count),
-                          std::span(position).subspan(begin, count), layer_.rule, 0, count, weights.view());
-        column_sums(weights.view(), 0, count, std::span(part).first(seen));
+      each_prompt_tile(h, [&](const PromptTile& tile) {
+        const std::size_t seen = tile.weights.rows;
+        column_sums(tile.weights, 0, tile.count, std::span(part).first(seen));
         for (std::size_t i = 0; i < seen; ++i) total[i] += part[i];
-      }
+      });
       narrow(total, 1.0, sums[h]);
     }
   }

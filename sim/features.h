@@ -1,8 +1,11 @@
 // What policies may know of a KV head, computed from a trace when first asked for and shared by all variants.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "policies/policy.h"
@@ -15,9 +18,9 @@ namespace kvsim {
 class BlockFeatures final : public HeadFeatures {
  public:
   /// `decode_mean` [group][T]: mean attention of the true decode queries; may be empty when nobody needs it.
-  /// `most_window`: the largest observation window that will be asked for.
+  /// `most_window`: the largest observation window that will be asked for. `budgets`: of the run, ascending.
   BlockFeatures(const HeadBlock& block, const LayerContext& layer, std::vector<std::vector<float>> decode_mean,
-                std::uint32_t most_window);
+                std::uint32_t most_window, std::vector<std::uint32_t> budgets = {});
 
   const LayerGeometry& geometry() const override { return layer_.geometry; }
   std::uint32_t kv_head() const override { return block_.kv_head; }
@@ -29,8 +32,25 @@ class BlockFeatures final : public HeadFeatures {
   std::span<const float> attention_mean_over_visible(std::size_t query_head) const override;
   QueryStats query_stats(std::size_t query_head) const override;
   std::span<const float> decode_mean(std::size_t query_head) const override;
+  MatrixView<const float> queries(const QueryRows& rows, std::size_t query_head) const override;
+  MatrixView<const float> attention(const QueryRows& rows, std::size_t query_head) const override;
+  MatrixView<const float> outputs(const QueryRows& rows, std::size_t query_head) const override;
+  MatrixView<const float> prompt_queries(std::size_t query_head) const override;
+  void each_prompt_tile(std::size_t query_head, const std::function<void(const PromptTile&)>& visit) const override;
+  MatrixView<const float> output_projection(std::size_t query_head) const override;
+  std::span<const float> second_pass(const std::string& statistic, std::size_t query_head) const override;
+  std::span<const std::uint32_t> budgets() const override { return budgets_; }
 
  private:
+  /// Attention of a set of query rows, all query heads of the group side by side.
+  struct RowsEntry {
+    std::once_flag weights_once, outputs_once;
+    Matrix<float> weights;  // [T or, for the oracle, T + S; group * n]
+    Matrix<float> outputs;  // [group * n, dv]
+  };
+  RowsEntry& entry(const QueryRows& rows) const;
+  void compute_rows(const QueryRows& rows, Matrix<float>& weights) const;
+  void compute_row_outputs(const QueryRows& rows, RowsEntry& entry) const;
   using Rows = std::vector<std::vector<float>>;  // [group][T]
   std::size_t recorded_prompt_queries() const;
   void compute_window_weights() const;
@@ -42,7 +62,9 @@ class BlockFeatures final : public HeadFeatures {
   const LayerContext& layer_;
   Rows decode_mean_;
   std::uint32_t most_window_;
+  std::vector<std::uint32_t> budgets_;
   mutable std::mutex mutex_;
+  mutable std::map<QueryRows, std::unique_ptr<RowsEntry>> entries_;
   mutable Matrix<float> window_weights_;  // [T, group * most_window]
   mutable std::map<std::uint32_t, Rows> window_means_;
   mutable Rows attention_sum_, attention_mean_;
@@ -69,8 +91,25 @@ class HindsightFeatures final : public HeadFeatures {
   }
   QueryStats query_stats(std::size_t h) const override { return head_.query_stats(h); }
   std::span<const float> decode_mean(std::size_t h) const override { return head_.decode_mean(h); }
+  MatrixView<const float> queries(const QueryRows& rows, std::size_t h) const override { return head_.queries(seen(rows), h); }
+  MatrixView<const float> attention(const QueryRows& rows, std::size_t h) const override { return head_.attention(seen(rows), h); }
+  MatrixView<const float> outputs(const QueryRows& rows, std::size_t h) const override { return head_.outputs(seen(rows), h); }
+  MatrixView<const float> prompt_queries(std::size_t h) const override { return head_.prompt_queries(h); }
+  void each_prompt_tile(std::size_t h, const std::function<void(const PromptTile&)>& visit) const override {
+    head_.each_prompt_tile(h, visit);
+  }
+  MatrixView<const float> output_projection(std::size_t h) const override { return head_.output_projection(h); }
+  std::span<const float> second_pass(const std::string& statistic, std::size_t h) const override {
+    return head_.second_pass(statistic, h);
+  }
+  std::span<const std::uint32_t> budgets() const override { return head_.budgets(); }
 
  private:
+  /// Windows and pseudo queries are guesses of the true decode queries.
+  static QueryRows seen(const QueryRows& rows) {
+    const bool guess = rows.source == QueryRows::Source::window || rows.source == QueryRows::Source::lookahead;
+    return guess ? QueryRows{.source = QueryRows::Source::oracle} : rows;
+  }
   const HeadFeatures& head_;
 };
 

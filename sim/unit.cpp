@@ -54,6 +54,7 @@ class UnitReplay {
     for (const Variant* variant : settings.variants) {
       if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
     }
+    for (const BudgetPoint& budget : settings.budgets) budget_tokens_.push_back(budget.tokens);
   }
 
   UnitResult run();
@@ -88,6 +89,7 @@ class UnitReplay {
   std::vector<HeadOracle> oracles_;
   std::vector<VariantState> states_;
   std::uint32_t most_window_ = 0;
+  std::vector<std::uint32_t> budget_tokens_;
   std::size_t heads_hidden_ = 0;
   Matrix<float> exact_projection_;  // [hidden, steps]
 };
@@ -158,7 +160,7 @@ void UnitReplay::compute_oracle(std::size_t kv) {
 
 void UnitReplay::make_features(std::size_t kv) {
   HeadState& head = heads_[kv];
-  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_);
+  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_);
   // The very numbers that oracle_static ranks by, so that near ties fall alike.
   if (!oracles_[kv].of_kv_head) oracles_[kv].of_kv_head.emplace(decode_reference(*head.features));
 }

@@ -33,6 +33,8 @@ LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordina
   g.softmax_scale = layer.softmax_scale;
   g.sliding_window = layer.sliding_window;
   g.trace_digest = trace.digest_key;
+  for (const LookaheadInfo& pass : trace.lookaheads) g.lookaheads.push_back({pass.name, pass.capacity, pass.tokens});
+  g.second_pass = trace.second_pass;
   context.rule = {layer.softmax_scale, layer.logit_softcap, layer.sliding_window};
   context.inverse_frequency = layer.inverse_frequency;
   context.rope_layout = trace.rope_layout;
@@ -64,6 +66,13 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
     return without("the attention of all prompt queries", "--stats or --queries all");
   if (has(needs, Need::query_stats) && !layer.has_query_stats && !all_queries)
     return without("statistics of the prompt's queries before the rotary embedding", "--stats or --queries all");
+  if (has(needs, Need::all_queries) && !all_queries) return without("all prompt queries", "--queries all");
+  if (has(needs, Need::output_projection) && !layer.has_output_proj)
+    return without("the output projection", "--output-proj");
+  if (has(needs, Need::lookahead) && trace.lookaheads.empty())
+    return without("pseudo queries of a lookahead pass", "--lookahead 8 --lookahead-budget 128");
+  if (has(needs, Need::second_pass) && trace.second_pass.empty())
+    return without("a second pass over the context", "--second-pass repeat");
   return {};
 }
 
@@ -84,6 +93,10 @@ BlockRequest block_request(std::span<const Variant* const> variants, const Trace
       request.query_stats |= layer.has_query_stats;
       request.all_queries |= !layer.has_query_stats;
     }
+    request.all_queries |= has(needs, Need::all_queries);
+    request.output_proj |= has(needs, Need::output_projection);
+    request.lookahead |= has(needs, Need::lookahead);
+    request.second_pass |= has(needs, Need::second_pass);
   }
   return request;
 }

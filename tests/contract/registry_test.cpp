@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <stdexcept>
 
 #include "kernels/error.h"
 #include "kernels/order.h"
@@ -81,8 +82,35 @@ class DeclaredOnly final : public HeadFeatures {
     return has(needs_, Need::query_stats) ? head_.query_stats(h) : QueryStats{std::span(nan_).first(geometry().key_dim), nan_covariance_.view(), 4};
   }
   std::span<const float> decode_mean(std::size_t h) const override { return has(needs_, Need::decode_queries) ? head_.decode_mean(h) : nan_; }
+  MatrixView<const float> queries(const QueryRows& rows, std::size_t h) const override { return demand(rows).queries(rows, h); }
+  MatrixView<const float> attention(const QueryRows& rows, std::size_t h) const override { return demand(rows).attention(rows, h); }
+  MatrixView<const float> outputs(const QueryRows& rows, std::size_t h) const override {
+    demand(Need::values);
+    return demand(rows).outputs(rows, h);
+  }
+  MatrixView<const float> prompt_queries(std::size_t h) const override { return demand(Need::all_queries).prompt_queries(h); }
+  void each_prompt_tile(std::size_t h, const std::function<void(const PromptTile&)>& visit) const override {
+    demand(Need::all_queries).each_prompt_tile(h, visit);
+  }
+  MatrixView<const float> output_projection(std::size_t h) const override { return demand(Need::output_projection).output_projection(h); }
+  std::span<const float> second_pass(const std::string& statistic, std::size_t h) const override {
+    return demand(Need::second_pass).second_pass(statistic, h);
+  }
+  std::span<const std::uint32_t> budgets() const override { return head_.budgets(); }
 
  private:
+  const HeadFeatures& demand(Need need) const {
+    if (!has(needs_, need)) throw std::logic_error("a policy reads what it did not declare");
+    return head_;
+  }
+  const HeadFeatures& demand(const QueryRows& rows) const {
+    using Source = QueryRows::Source;
+    if (rows.source == Source::window && rows.count > window_) throw std::logic_error("a larger window than declared");
+    return demand(rows.source == Source::window      ? Need::window_queries
+                  : rows.source == Source::prompt    ? Need::all_queries
+                  : rows.source == Source::lookahead ? Need::lookahead
+                                                     : Need::decode_queries);
+  }
   MatrixView<const float> nan_matrix(std::size_t cols) const { return {nan_matrix_.data(), nan_matrix_.rows(), cols, nan_matrix_.stride()}; }
   const HeadFeatures& head_;
   Need needs_;

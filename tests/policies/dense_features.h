@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -29,6 +30,10 @@ struct DenseLayer {
   std::uint32_t stats_sinks = 4;
   bool queries_before_rope =
       false;  // q is taken as it is for the statistics; otherwise it must not be asked for them
+  std::map<std::string, std::vector<std::vector<std::vector<double>>>> lookahead;  // pass -> [query heads][n][d]
+  std::map<std::string, std::vector<std::vector<float>>> second_pass;              // statistic -> [query heads][prompt]
+  std::vector<std::vector<std::vector<double>>> output_projection;                 // [query heads][dv][hidden]
+  std::vector<std::uint32_t> budgets;                                              // of the run, ascending
 
   using Element = std::function<double(std::size_t head, std::size_t token, std::size_t channel)>;
   void fill(const Element& query, const Element& key, const Element& value) {
@@ -87,7 +92,7 @@ class DenseFeatures final : public HeadFeatures {
     values_ = matrix(layer.v[kv_head], g.value_dim, has(visible, Need::values));
     for (std::size_t h = 0; h < g.group; ++h) {
       std::vector<std::vector<double>> rows;
-      for (std::size_t p = 0; p < g.prompt + g.decode; ++p) rows.push_back(attention(h, p));
+      for (std::size_t p = 0; p < g.prompt + g.decode; ++p) rows.push_back(softmax(layer.q[kv_head * g.group + h][p], p + 1));
       attention_.push_back(std::move(rows));
     }
   }
@@ -126,6 +131,64 @@ class DenseFeatures final : public HeadFeatures {
       return g.decode == 0 ? 0.0 : sum / static_cast<double>(g.decode);
     });
   }
+  MatrixView<const float> queries(const QueryRows& rows, std::size_t h) const override {
+    return set(0, rows, h, layer_.geometry.key_dim, [&](Matrix<float>& out, const std::vector<Row>& of) {
+      for (std::size_t i = 0; i < of.size(); ++i)
+        for (std::size_t c = 0; c < out.cols(); ++c) out(i, c) = narrow((*of[i].query)[c]);
+    });
+  }
+  MatrixView<const float> attention(const QueryRows& rows, std::size_t h) const override {
+    const std::size_t n = count(rows);
+    return set(1, rows, h, n, [&](Matrix<float>& out, const std::vector<Row>& of) {
+      out = Matrix<float>(layer_.geometry.prompt, n);
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::vector<double> weights = softmax(*of[i].query, of[i].sees);
+        for (std::size_t t = 0; t < out.rows(); ++t) out(t, i) = narrow(weights[t]);
+      }
+    });
+  }
+  MatrixView<const float> outputs(const QueryRows& rows, std::size_t h) const override {
+    return set(2, rows, h, layer_.geometry.value_dim, [&](Matrix<float>& out, const std::vector<Row>& of) {
+      for (std::size_t i = 0; i < of.size(); ++i) {
+        const std::vector<double> weights = softmax(*of[i].query, of[i].sees);
+        for (std::size_t c = 0; c < out.cols(); ++c) {
+          double sum = 0;
+          for (std::size_t t = 0; t < of[i].sees; ++t) sum += weights[t] * layer_.v[kv_head_][t][c];
+          out(i, c) = narrow(sum);
+        }
+      }
+    });
+  }
+  MatrixView<const float> prompt_queries(std::size_t h) const override {
+    const auto all = static_cast<std::uint32_t>(layer_.geometry.prompt);
+    return queries({.source = QueryRows::Source::prompt, .count = all}, h);
+  }
+  /// One query a tile.
+  void each_prompt_tile(std::size_t h, const std::function<void(const PromptTile&)>& visit) const override {
+    if (!has(visible_, Need::all_queries)) throw std::logic_error("undeclared: all prompt queries");
+    for (std::size_t p = 0; p < layer_.geometry.prompt; ++p) {
+      Matrix<float> weights(p + 1, 1);
+      for (std::size_t t = 0; t <= p; ++t) weights(t, 0) = narrow(attention_[h][p][t]);
+      visit({p, 1, prompt_queries(h).rows_from(p, 1), weights.view()});
+    }
+  }
+  MatrixView<const float> output_projection(std::size_t h) const override {
+    if (!has(visible_, Need::output_projection)) throw std::logic_error("undeclared: output projection");
+    const auto& rows = layer_.output_projection.at(kv_head_ * layer_.geometry.group + h);
+    auto& out = sets_[{3, {}, h}];
+    if (out.empty()) {
+      out = Matrix<float>(rows.size(), rows.at(0).size());
+      for (std::size_t c = 0; c < out.rows(); ++c)
+        for (std::size_t m = 0; m < out.cols(); ++m) out(c, m) = narrow(rows[c][m]);
+    }
+    return out.view();
+  }
+  std::span<const float> second_pass(const std::string& statistic, std::size_t h) const override {
+    if (!has(visible_, Need::second_pass)) throw std::logic_error("undeclared: second pass");
+    return layer_.second_pass.at(statistic).at(kv_head_ * layer_.geometry.group + h);
+  }
+  std::span<const std::uint32_t> budgets() const override { return layer_.budgets; }
+
   QueryStats query_stats(std::size_t h) const override {
     if (!layer_.queries_before_rope)
       throw std::logic_error("this layer has no queries before the rotary embedding");
@@ -145,7 +208,60 @@ class DenseFeatures final : public HeadFeatures {
     std::size_t head;
     friend auto operator<=>(const Key&, const Key&) = default;
   };
+  struct SetKey {
+    int kind;
+    QueryRows rows;
+    std::size_t head;
+    friend auto operator<=>(const SetKey&, const SetKey&) = default;
+  };
+  /// One query of a set and how many tokens it sees.
+  struct Row {
+    const std::vector<double>* query;
+    std::size_t sees;
+  };
   static constexpr float kHidden = std::numeric_limits<float>::quiet_NaN();
+  static float narrow(double x) { return static_cast<float>(x); }
+
+  std::vector<Row> rows_of(const QueryRows& rows, std::size_t h) const {
+    using Source = QueryRows::Source;
+    const std::size_t prompt = layer_.geometry.prompt, head = kv_head_ * layer_.geometry.group + h, n = count(rows);
+    std::vector<Row> out;
+    for (std::size_t i = 0; i < n; ++i) {
+      switch (rows.source) {
+        case Source::window:
+          out.push_back({&layer_.q[head][prompt - n + i], prompt - n + i + 1 - rows.behind});
+          break;
+        case Source::prompt:
+          out.push_back({&layer_.q[head][rows.first + i], rows.first + i + 1});
+          break;
+        case Source::oracle:
+          out.push_back({&layer_.q[head][prompt + i], prompt + i + 1});
+          break;
+        case Source::lookahead:
+          out.push_back({&layer_.lookahead.at(rows.pass)[head][i], rows.staircase ? prompt - n + i + 1 : prompt});
+          break;
+      }
+    }
+    return out;
+  }
+  /// `fill` on a matrix of the set's rows, or NaN where the need was not declared.
+  template <typename Fill>
+  MatrixView<const float> set(int kind, const QueryRows& rows, std::size_t h, std::size_t cols, const Fill& fill) const {
+    using Source = QueryRows::Source;
+    const Need need = rows.source == Source::window      ? Need::window_queries
+                      : rows.source == Source::prompt    ? Need::all_queries
+                      : rows.source == Source::lookahead ? Need::lookahead
+                                                         : Need::decode_queries;
+    if (!has(visible_, need) || (kind == 2 && !has(visible_, Need::values)) ||
+        (rows.source == Source::window && rows.count > window_))
+      throw std::logic_error("undeclared query rows");
+    auto& out = sets_[{kind, rows, h}];
+    if (out.empty()) {
+      out = Matrix<float>(count(rows), cols);
+      fill(out, rows_of(rows, h));
+    }
+    return out.view();
+  }
 
   Matrix<float> matrix(const std::vector<std::vector<double>>& rows, std::size_t dim, bool shown) const {
     Matrix<float> out(layer_.geometry.prompt, dim);
@@ -163,18 +279,17 @@ class DenseFeatures final : public HeadFeatures {
     }
     return row;
   }
-  /// Causal softmax of the query at p, over all tokens.
-  std::vector<double> attention(std::size_t h, std::size_t p) const {
+  /// Softmax of a query over the first `sees` tokens, over all tokens.
+  std::vector<double> softmax(const std::vector<double>& query, std::size_t sees) const {
     const LayerGeometry& g = layer_.geometry;
-    const auto& query = layer_.q[kv_head_ * g.group + h][p];
     std::vector<double> row(g.prompt + g.decode, 0.0);
     double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-    for (std::size_t t = 0; t <= p; ++t) {
+    for (std::size_t t = 0; t < sees; ++t) {
       double dot = 0;
       for (std::size_t c = 0; c < g.key_dim; ++c) dot += query[c] * layer_.k[kv_head_][t][c];
       largest = std::max(largest, row[t] = dot * g.softmax_scale);
     }
-    for (std::size_t t = 0; t <= p; ++t) sum += row[t] = std::exp(row[t] - largest);
+    for (std::size_t t = 0; t < sees; ++t) sum += row[t] = std::exp(row[t] - largest);
     for (double& a : row) a /= sum;
     return row;
   }
@@ -213,6 +328,7 @@ class DenseFeatures final : public HeadFeatures {
   Matrix<float> keys_, values_;
   std::vector<std::vector<std::vector<double>>> attention_;  // [group][position][token]
   mutable std::map<Key, std::vector<float>> rows_;
+  mutable std::map<SetKey, Matrix<float>> sets_;
   mutable std::map<std::size_t, std::unique_ptr<Stats>> stats_;
 };
 

@@ -357,7 +357,7 @@ TEST(WorkedExample, PyramidKvInTheAuthorsForm) {
 TEST(WorkedExample, AdaHeadBudgets) {
   // G11: two heads, B' = 2; kvpress's floor of one token each changes nothing, the authors' interpolation
   // does.
-  LayerScores scores{Unit::kv, {{{.50f, .20f, .10f, .05f}, {}}, {{.15f, .08f, .04f, .03f}, {}}}};
+  LayerScores scores{Unit::kv, {{{.50f, .20f, .10f, .05f}, {}, {}, {}}, {{.15f, .08f, .04f, .03f}, {}, {}, {}}}};
   LayerGeometry geometry;
   geometry.prompt = 4;
   geometry.kv_heads = 2;

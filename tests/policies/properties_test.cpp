@@ -352,7 +352,7 @@ TEST(JointCounts, AgreesWithSortingTheWholeLayer) {
 TEST(Ada, GuaranteesTheShareOfTheBudgetRoundedDown) {
   // By hand: four tokens per head, alpha 0.3 makes trunc(1.2) = 1 certain, and the first head wins all the
   // rest.
-  LayerScores scores{Unit::kv, {{{9, 9, 9, 9, 9, 9, 9, 9}, {}}, {{1, 1, 1, 1, 1, 1, 1, 1}, {}}}};
+  LayerScores scores{Unit::kv, {{{9, 9, 9, 9, 9, 9, 9, 9}, {}, {}, {}}, {{1, 1, 1, 1, 1, 1, 1, 1}, {}, {}, {}}}};
   LayerGeometry geometry;
   geometry.prompt = 8;
   const auto policy = policy_of("ada(alpha=0.3)");
