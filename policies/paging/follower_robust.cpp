@@ -34,6 +34,8 @@ RobustSchedule robust_schedule(std::uint32_t k) {
 
 namespace {
 
+/// O(log k) a request, amortised: what costs O(k) (the start of a robust round) or O(k log k) (its windows)
+/// is followed by k arrivals before it happens again.
 class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
  public:
   FollowerRobustCache(const CacheSetup& setup, std::uint64_t seed, std::unique_ptr<Prediction> prediction)
@@ -61,7 +63,8 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
     const Page p = request.page;
     const bool optimum_missed = !optimum_.contains(p);
     optimum_.request(p, exact_next_use(request));
-    predicted_.request(p, prediction_->predict(request));
+    if (!predicted_.contains(p)) note_change(p);
+    note_change(predicted_.request(p, prediction_->predict(request)));
     simulate(p, optimum_missed);
     note_recent(p);
     if (follower_.contains(p)) {
@@ -95,12 +98,12 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
     if (skip_ == 0) {
       ++own_cost_;
       if (optimum_missed) ++optimum_cost_;
-      if (in_p_[p] != query_ && own_cost_ <= optimum_cost_) {
+      if (in_p_[p] == 0 && own_cost_ <= optimum_cost_) {
         take_prediction();
         swap_in(p, outside_);
         return;
       }
-      if (in_p_[p] == query_) {
+      if (in_p_[p] != 0) {
         swap_in(p, outside_);
         return;
       }
@@ -153,17 +156,33 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
   void choose_reloads() {
     for (const Page q : old_pages_) {
       Role& role = role_of(q);
-      role.reload = role.unmarked && in_p_[q] == query_ && slot_of_[q] == kNoSlot;
+      role.reload = role.unmarked && in_p_[q] != 0 && slot_of_[q] == kNoSlot;
     }
   }
 
+  /// P is the predicted cache as it stood at the latest query. The pages that entered or left it since are
+  /// kept in a list, so a query costs no more than the requests before it. At most 2k of them differ: a
+  /// longer list is cut to those.
+  void note_change(Page page) {
+    if (page == kNoPage) return;
+    changed_.push_back(page);
+    if (changed_.size() < 4 * static_cast<std::size_t>(k_) + 64) return;
+    std::erase_if(changed_, [this](Page q) { return (in_p_[q] != 0) == predicted_.contains(q); });
+    std::sort(changed_.begin(), changed_.end());
+    changed_.erase(std::unique(changed_.begin(), changed_.end()), changed_.end());
+  }
   void take_prediction() {
-    ++query_;
-    for (const Page q : predicted_.pages()) in_p_[q] = query_;
-    outside_.clear();
-    for (Slot s = 0; s < page_of_.size(); ++s) {
-      if (in_p_[page_of_[s]] != query_) outside_.add(s);
+    for (const Page q : changed_) {
+      in_p_[q] = predicted_.contains(q) ? 1 : 0;
+      const Slot slot = slot_of_[q];
+      if (slot == kNoSlot) continue;
+      if (in_p_[q] != 0) {
+        outside_.remove(slot);
+      } else {
+        outside_.add(slot);
+      }
     }
+    changed_.clear();
   }
 
   /// Evicts a uniform member of `from` (of all pages when there is none) and loads p in its place.
@@ -179,7 +198,7 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
     follower_.loaded(0, p);
     outside_.remove(slot);
     unmarked_.remove(slot);
-    if (in_p_[p] != query_) outside_.add(slot);
+    if (in_p_[p] == 0) outside_.add(slot);
     if (role_of(p).unmarked) unmarked_.add(slot);
   }
 
@@ -221,10 +240,10 @@ class FollowerRobustCache final : public RequestLoop<FollowerRobustCache> {
 
   std::vector<Page> page_of_;  // S
   PageMap<Slot> slot_of_{kNoSlot};
-  PageMap<std::uint64_t> in_p_{0};  // number of the latest query whose state held the page
-  std::uint64_t query_ = 1;
-  SlotSet outside_;   // S \ P
-  SlotSet unmarked_;  // slots of S with unmarked pages
+  PageMap<std::uint8_t> in_p_{0};  // P
+  std::vector<Page> changed_;      // entered or left the predicted cache since the latest query
+  SlotSet outside_;                // S \ P
+  SlotSet unmarked_;               // slots of S with unmarked pages
   PageMap<Role> role_;
   std::uint64_t round_ = 0;
   std::vector<Page> old_pages_;

@@ -26,19 +26,23 @@ struct Mark0 final : MarkingPolicy<Mark0, Mark0Cache> {
   static constexpr PredictionKind kKind = PredictionKind::label;
 };
 
+/// The labelled ones among the unmarked slots are a set of their own: filled when a phase opens, which
+/// happens after k requests at the earliest, so every request costs O(1) amortised beside the heap of
+/// MarkingCache.
 class MarkPredictCache final : public MarkingCache<MarkPredictCache> {
  public:
   using MarkingCache<MarkPredictCache>::MarkingCache;
-  /// The heap orders unmarked slots by label, so its top tells whether a labelled one exists; the draw is
-  /// uniform.
-  Slot choose(const PageRequest&) {
-    if (value_[farthest_unmarked()] < 0.5) return draw_unmarked();
-    labelled_.resize(k_);
+  Slot choose(const PageRequest&) { return labelled_.empty() ? draw_unmarked() : labelled_.draw(*random_); }
+  void phase_opened() {
+    labelled_.resize(value_.size());
     labelled_.clear();
-    for (std::uint32_t i = 0; i < unmarked_.size(); ++i) {
-      if (value_[unmarked_[i]] >= 0.5) labelled_.add(unmarked_[i]);
+    for (Slot s = 0; s < value_.size(); ++s) {
+      if (value_[s] >= 0.5) labelled_.add(s);
     }
-    return labelled_.draw(*random_);
+  }
+  /// The request marked its slot. Labels of unmarked slots do not change.
+  void after_request(const PageRequest&, Slot slot, bool) {
+    if (phase_ > 0) labelled_.remove(slot);
   }
 
  private:
@@ -48,8 +52,7 @@ class MarkPredictCache final : public MarkingCache<MarkPredictCache> {
 struct MarkPredict final : MarkingPolicy<MarkPredict, MarkPredictCache> {
   static constexpr PageTraits kTraits{
       .name = "mark_predict",
-      .summary =
-          "Marker that evicts a uniform unmarked page labelled 1, else a uniform unmarked page; O(k) a miss",
+      .summary = "Marker that evicts a uniform unmarked page labelled 1, else a uniform unmarked page",
       .reference = "Antoniadis et al., 2023 (Mark&Predict)",
       .guard_refusal = kMarksRefusal,
       .unit_only = true,

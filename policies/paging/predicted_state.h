@@ -15,13 +15,14 @@ class PredictedState {
   explicit PredictedState(std::uint64_t capacity) : capacity_(capacity) {}
   void grow(Page limit) { slot_of_.grow(limit); }
   bool contains(Page page) const { return slot_of_.find(page) != kNoSlot; }
-  std::span<const Page> pages() const { return page_of_; }
 
-  void request(Page page, double next_use) {
+  /// Returns the page that leaves, or kNoPage; the requested page is held afterwards. O(log k).
+  Page request(Page page, double next_use) {
     Slot slot = slot_of_[page];
+    Page gone = kNoPage;
     if (slot != kNoSlot) {
       heap_.update(slot, next_use);
-      return;
+      return gone;
     }
     if (page_of_.size() < capacity_) {
       slot = static_cast<Slot>(page_of_.size());
@@ -30,11 +31,13 @@ class PredictedState {
     } else {
       slot = heap_.top();
       heap_.remove(slot);
-      slot_of_[page_of_[slot]] = kNoSlot;
+      gone = page_of_[slot];
+      slot_of_[gone] = kNoSlot;
       page_of_[slot] = page;
     }
     slot_of_[page] = slot;
     heap_.insert(slot, next_use);
+    return gone;
   }
 
  private:

@@ -36,6 +36,8 @@ class Prediction {
   virtual double predict(const PageRequest& request) = 0;
   /// For PredictionKind::score: the page's score at `time`.
   virtual double score(Page, std::uint64_t) const { return 0; }
+  /// For PredictionKind::score: no score differs between times of the same epoch.
+  virtual std::uint64_t score_epoch(std::uint64_t time) const { return time; }
 };
 
 class Predictor {

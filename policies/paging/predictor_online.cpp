@@ -1,7 +1,5 @@
-// Predictors that learn from the past alone: POPU, PLECO, history frequency; and a user's file.
+// Predictors that learn from the past alone: POPU, history frequency; and a user's file.
 #include <cmath>
-#include <deque>
-#include <limits>
 
 #include "kernels/error.h"
 #include "policies/paging/page_map.h"
@@ -32,63 +30,6 @@ struct Popu final : Predictor {
                                            .kind = PredictionKind::next_use};
   const PredictorTraits& traits() const override { return kTraits; }
   std::unique_ptr<Prediction> start(const CacheSetup&) const override { return std::make_unique<PopuRun>(); }
-};
-
-/// Weights w_j = (j + 10)^-1.8 * exp(-j / 670); older than kHorizon they are below the last bit of their sum.
-class PlecoRun final : public Prediction {
- public:
-  explicit PlecoRun(bool label) : label_(label) {
-    weight_.reserve(kHorizon + 1);
-    weight_.push_back(0.0);
-    for (std::size_t j = 1; j <= kHorizon; ++j) {
-      const double x = static_cast<double>(j);
-      weight_.push_back(std::pow(x + 10.0, -1.8) * std::exp(-x / 670.0));
-    }
-  }
-  double predict(const PageRequest& request) override {
-    past_.grow(request.page + 1);
-    ++t_;
-    if (t_ <= kHorizon) total_ += weight_[t_];
-    std::deque<std::uint64_t>& times = past_[request.page];
-    times.push_back(t_);
-    while (t_ - times.front() + 1 > kHorizon) times.pop_front();
-    double sum = 0;
-    for (const std::uint64_t i : times) sum += weight_[t_ - i + 1];
-    const double probability = sum / total_;
-    if (label_) return probability > 0.5 ? 0.0 : 1.0;
-    return 1.0 / probability + static_cast<double>(t_) - 1.0;
-  }
-
- private:
-  static constexpr std::size_t kHorizon = 32768;
-  bool label_;
-  std::vector<double> weight_;
-  PageMap<std::deque<std::uint64_t>> past_;
-  std::uint64_t t_ = 0;
-  double total_ = 0;
-};
-
-struct Pleco final : Predictor {
-  static constexpr PredictorTraits kTraits{
-      .name = "pleco",
-      .summary = "1 / probability by a power law over past requests; O(past requests of the page) each",
-      .reference = "Antoniadis et al., 2020 (PLECO, BrightKite parameters)",
-      .kind = PredictionKind::next_use};
-  const PredictorTraits& traits() const override { return kTraits; }
-  std::unique_ptr<Prediction> start(const CacheSetup&) const override {
-    return std::make_unique<PlecoRun>(false);
-  }
-};
-
-struct PlecoLabel final : Predictor {
-  static constexpr PredictorTraits kTraits{.name = "pleco_label",
-                                           .summary = "0 when PLECO's probability is above one half, else 1",
-                                           .reference = "Cache-Coliseum's PLECO-Bin",
-                                           .kind = PredictionKind::label};
-  const PredictorTraits& traits() const override { return kTraits; }
-  std::unique_ptr<Prediction> start(const CacheSetup&) const override {
-    return std::make_unique<PlecoRun>(true);
-  }
 };
 
 /// The request rate of a page as a moving average with a half-life; the next use is one mean gap away.
@@ -201,6 +142,7 @@ class AttentionRun final : public Prediction {
     const std::size_t row = scores_.first_step + static_cast<std::size_t>(time);
     return row == 0 ? 0.0 : static_cast<double>(average_(row - 1, page));
   }
+  std::uint64_t score_epoch(std::uint64_t time) const override { return fixed_.empty() ? time : 0; }
 
  private:
   const AttentionScores& scores_;
@@ -234,8 +176,6 @@ struct Attention final : Predictor {
 };
 
 const RegisterPredictor<Popu> registered_popu;
-const RegisterPredictor<Pleco> registered_pleco;
-const RegisterPredictor<PlecoLabel> registered_pleco_label;
 const RegisterPredictor<History> registered_history;
 const RegisterPredictor<FromFile<PredictionKind::next_use>> registered_file;
 const RegisterPredictor<FromFile<PredictionKind::label>> registered_file_label;

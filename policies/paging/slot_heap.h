@@ -51,6 +51,14 @@ class SlotHeap {
     up(i);
     down(place_[last]);
   }
+  /// Gives every slot in the heap the key key_of(slot): O(size).
+  template <typename KeyOf>
+  void rekey(KeyOf key_of) {
+    for (const Slot s : heap_) key_[s] = key_of(s);
+    for (std::size_t i = heap_.size() / 4 + 1; i-- > 0;) {
+      if (i < heap_.size()) down(i);
+    }
+  }
   void hide(Slot s) { remove(s); }
   void show(Slot s) { insert(s, key_[s]); }
 
