@@ -61,7 +61,7 @@ def test_recorded_attention_equals_the_softmax_of_what_is_stored(window, run):
 
 
 def test_hidden_states_are_the_attention_blocks_inputs(run, model_folder):
-    trace = Trace(run("llama", "--hidden")[1])
+    trace = Trace(run("llama", "--hidden", "--final-hidden")[1])
     _, _, output = model_run(model_folder("llama"), trace.ids)
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(model_folder("llama"))
@@ -69,7 +69,7 @@ def test_hidden_states_are_the_attention_blocks_inputs(run, model_folder):
         for layer in trace.layers:
             expected = model.model.layers[layer].input_layernorm(output.hidden_states[layer])[0].double().numpy()
             assert np.abs(trace.get(layer, "hidden") - expected).max() < 1e-4 * np.abs(expected).max()
-    last = output.hidden_states[-1][0].double().numpy()
+    last = output.hidden_states[-1][0].double().numpy()  # the library hands this one out after the final norm
     assert np.abs(trace.file["final_hidden"][:] - last).max() < 1e-4 * np.abs(last).max()
 
 
@@ -135,11 +135,13 @@ def test_the_same_command_gives_the_same_digest(run, recorded):
 
 
 def test_long_prompts_are_fed_in_chunks_with_the_same_result(run, recorded, monkeypatch):
-    whole = Trace(run("gemma3", "--stats", "--hidden", name="whole.h5")[1])
+    whole = Trace(run("gemma3", "--stats", "--hidden", "--final-hidden", name="whole.h5")[1])
     monkeypatch.setattr("kvsim_record.recorder._CHUNK", 50)
     monkeypatch.setattr("kvsim_record.capture._BLOCK_BYTES", 20000)
-    parts = Trace(run("gemma3", "--stats", "--hidden")[1])
+    parts = Trace(run("gemma3", "--stats", "--hidden", "--final-hidden")[1])
     assert parts.ids == whole.ids
+    last = whole.file["final_hidden"][:]
+    assert np.abs(parts.file["final_hidden"][:] - last).max() < 1e-4 * np.abs(last).max()
     for layer in whole.layers:
         for name in ("query", "key", "hidden", "attention_stats/sum", "query_stats/covariance"):
             expected = whole.get(layer, name)
@@ -199,7 +201,7 @@ def test_greedy_decoding_takes_the_likeliest_token(recorded, model_folder):
     assert trace.ids[trace.prompt :] == likeliest
 
 
-@pytest.mark.parametrize("options", [(), ("--stats", "--attention", "--hidden", "--output-proj"), ("--lookahead", "4", "--lookahead-budget", "40,90")])
+@pytest.mark.parametrize("options", [(), ("--stats", "--attention", "--hidden", "--final-hidden", "--output-proj"), ("--lookahead", "4", "--lookahead-budget", "40,90")])
 def test_the_size_printed_first_bounds_the_file(options, run, capsys):
     _, path = run("gemma3", *options)
     printed = float(re.search(r"size: at most ([\d.]+) MiB", capsys.readouterr().err).group(1))

@@ -20,6 +20,9 @@ examples:
     kvsim-record --chat turns.json --decode 128 -o talk.h5
   a given answer instead of the model's own:
     kvsim-record --prompt report.txt --continue answer.txt -o given.h5
+  what policies that act while decoding can ask for: whole sentences and learned retention, over a long answer:
+    kvsim-record --prompt problem.txt --instruct --decode 2048 --queries window:64 --stats \\
+        --final-hidden --retention-gates gates.safetensors -o long.h5
   pseudo queries for Lookahead Q-Cache, from first passes at two budgets:
     kvsim-record --prompt essay.txt --lookahead 8 --lookahead-budget 128,256 -o laq.h5
 
@@ -69,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--stats", action="store_true", help="sums over the prompt's attention and queries, so that h2o, "
                    "expected_attention and their kin run on windowed recordings")
     g.add_argument("--output-proj", metavar="LAYERS", nargs="?", const="all", help="output projections (of these layers), for projected errors")
-    g.add_argument("--hidden", action="store_true", help="inputs of the attention blocks and the final hidden states")
+    g.add_argument("--hidden", action="store_true", help="inputs of the attention blocks, after their norm (large), so that gates can be tried later")
+    g.add_argument("--final-hidden", action="store_true", help="the last layer's output after the final norm, for policies that compare sentences")
+    g.add_argument("--retention-gates", metavar="FILE", help="gates of safetensors or .npz (traces/FORMAT.md): each token's learned "
+                   "log-retention, for trim_kv")
     g.add_argument("--attention", action="store_true", help="attention probabilities (large; lets the replay check itself)")
 
     g = p.add_argument_group("first passes for Lookahead Q-Cache")
@@ -126,7 +132,8 @@ def recording(args: argparse.Namespace) -> Options:
     if args.output_proj is not None:
         projections = [] if args.output_proj == "all" else numbers("--output-proj", args.output_proj)
     return Options(layers=None if args.layers == "all" else numbers("--layers", args.layers), query_window=query_window(args.queries),
-                   stats=args.stats, output_proj=projections, hidden=args.hidden, attention=args.attention)
+                   stats=args.stats, output_proj=projections, hidden=args.hidden, attention=args.attention,
+                   final_hidden=args.final_hidden, retention_gates=args.retention_gates)
 
 
 def lookahead(args: argparse.Namespace) -> Lookahead | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from .dtypes import file_type
 from .errors import RecordError
+from .gates import Gate, GateFile
 from .lookahead import Lookahead
 from .probe import Layer, common_shape
 from .settings import Options
@@ -28,6 +29,8 @@ class Plan:
     hidden_size: int
     options: Options
     projections: list[int] = field(default_factory=list)
+    gates: dict[int, Gate] = field(default_factory=dict)
+    gates_source: str = ""
 
     @property
     def first_query(self) -> int:
@@ -48,7 +51,9 @@ class Plan:
                 found[f"{at}/attention"] = ((layer.query_heads, rows, total), "float32")
             if self.options.hidden:
                 found[f"{at}/hidden"] = ((total, self.hidden_size), self.dtype)
-        if self.options.hidden:
+            if layer.index in self.gates:
+                found[f"{at}/retention"] = ((layer.kv_heads, total), "float32")
+        if self.options.final_hidden:
             found["/final_hidden"] = ((total, self.hidden_size), self.dtype)
         return found
 
@@ -96,6 +101,10 @@ def make_plan(layers: dict[int, Layer], num_layers: int, prompt: int, decode: in
         raise RecordError(f"--stats: the prompt has {prompt} tokens; more than {SINKS} are needed")
     common_shape([layers[index] for index in chosen])
     plan = Plan([layers[index] for index in chosen], num_layers, prompt, decode, dtype, hidden_size, options)
+    if options.retention_gates is not None:
+        file = GateFile(options.retention_gates)
+        plan.gates_source = file.describe
+        plan.gates = {layer.index: file.gate(layer.index, hidden_size, layer.kv_heads, layer.device) for layer in plan.layers}
     if options.output_proj is not None:
         plan.projections = sorted(set(options.output_proj)) or chosen
         missing = [index for index in plan.projections if index not in chosen]

@@ -37,6 +37,10 @@ class Layer:
     output_proj: torch.Tensor | None = field(default=None, repr=False)
 
     @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
     def shape(self) -> tuple:
         return self.query_heads, self.kv_heads, self.head_dim, self.value_dim
 

@@ -149,20 +149,25 @@ class Recorder:
 
     @contextmanager
     def _hidden(self):
-        """While active, the attention blocks' inputs and the last layer's output are written."""
-        if not self.plan.options.hidden:
-            yield
-            return
-        start = self._cache.get_seq_length()
-
-        def write(path, hidden):
-            self.writer.write(path, raw(hidden[0]), (start, 0))
+        """While active, what the attention blocks' inputs give and the last layer's output are written."""
+        options, gates, start = self.plan.options, self.plan.gates, self._cache.get_seq_length()
 
         def before(layer):
-            return lambda _, args, kwargs: write(f"{self.plan.group(layer)}/hidden", kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+            def write(_, args, kwargs):
+                hidden = (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])[0]
+                at = self.plan.group(layer)
+                if options.hidden:
+                    self.writer.write(f"{at}/hidden", raw(hidden), (start, 0))
+                if layer in gates:
+                    self.writer.write(f"{at}/retention", raw(gates[layer].log_retention(hidden)), (0, start))
+            return write
 
-        hooks = [layer.module.register_forward_pre_hook(before(layer.index), with_kwargs=True) for layer in self.plan.layers]
-        hooks.append(self.model.get_decoder().register_forward_hook(lambda _, args, output: write("/final_hidden", output[0])))
+        hooks = []
+        if options.hidden or gates:
+            hooks += [layer.module.register_forward_pre_hook(before(layer.index), with_kwargs=True) for layer in self.plan.layers]
+        if options.final_hidden:
+            hooks.append(self.model.get_decoder().register_forward_hook(
+                lambda _, args, output: self.writer.write("/final_hidden", raw(output[0][0]), (start, 0))))
         try:
             yield
         finally:

@@ -12,6 +12,8 @@ class Options:
     stats: bool = False
     output_proj: list[int] | None = None
     hidden: bool = False
+    final_hidden: bool = False
+    retention_gates: str | None = None
     attention: bool = False
 
 

@@ -156,5 +156,5 @@ def _root_attributes(loaded: Loaded, plan: Plan, job: Job) -> dict:
         "recorder": f"kvsim-record {__version__} ({tools})",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "source": job.source,
         "decoding": "given" if job.answer is not None else job.sampling.rule(),
-    }
+    } | ({"retention_gates": plan.gates_source} if plan.gates else {})
 

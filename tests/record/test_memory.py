@@ -1,0 +1,63 @@
+"""Long answers stream to disk: while they are recorded, memory grows by the model's cache and by nothing else."""
+
+import subprocess
+import sys
+
+import numpy as np
+import torch
+import transformers
+from record_reference import Trace
+from safetensors.torch import save_file
+from tiny_models import TEXT, byte_tokenizer
+from transformers import AutoModelForCausalLM
+
+LAYERS, QUERY_HEADS, HEAD_DIM, HIDDEN = 3, 16, 64, 1024
+SHORT, LONG = 100, 2100
+
+# Runs in a process of its own: the peak of its resident memory is what counts.
+PROGRAM = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from kvsim_record import cli
+code = cli.main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def peak_bytes(folder, decode, options):
+    out = folder / f"{decode}.h5"
+    command = [sys.executable, "-c", PROGRAM, "--model", str(folder / "model"), "--prompt", str(folder / "p.txt"), "--device", "cpu", "--ignore-eos",
+               "--decode", str(decode), "-o", str(out), "--quiet", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={"MALLOC_ARENA_MAX": "1", "PYTHONPATH": ":".join(p for p in sys.path if p)})
+    assert done.returncode == 0, done.stderr
+    return 1024 * int(done.stdout.split()[-1]), out
+
+
+def test_memory_of_a_long_answer_grows_by_the_cache_alone(tmp_path):
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(vocab_size=264, hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=QUERY_HEADS,
+                                      num_key_value_heads=1, head_dim=HEAD_DIM, max_position_embeddings=4096, bos_token_id=None, eos_token_id=256)
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "p.txt").write_text(TEXT)
+    random = np.random.default_rng(1)
+    gates = {}
+    for layer in range(LAYERS):
+        for part, shape in {"up.weight": (8, HIDDEN), "up.bias": (8,), "down.weight": (1, 8), "bias": (1,)}.items():
+            gates[f"layers.{layer}.{part}"] = torch.from_numpy(random.normal(size=shape).astype(np.float32))
+    save_file(gates, str(tmp_path / "gates.safetensors"))
+    options = ["--hidden", "--final-hidden", "--retention-gates", str(tmp_path / "gates.safetensors")]
+    short, _ = peak_bytes(tmp_path, SHORT, options)
+    long, path = peak_bytes(tmp_path, LONG, options)
+
+    tokens = LONG - SHORT
+    cache = 4 * tokens * LAYERS * 2 * HEAD_DIM
+    streamed = 4 * tokens * (LAYERS * (QUERY_HEADS * HEAD_DIM + HIDDEN) + HIDDEN)  # queries, hidden states
+    one_layer = 4 * (LONG + len(TEXT)) * QUERY_HEADS * HEAD_DIM
+    assert streamed > 55e6 and cache + one_layer < 13e6
+    # The cache is copied when it grows (twice one layer), and the digest reads in slices of 8 MiB.
+    assert long - short < 2 * cache + one_layer + 12e6, f"{(long - short) / 1e6:.1f} MB more for {tokens} tokens, {streamed / 1e6:.1f} MB streamed"
+    trace = Trace(path)
+    assert trace.decode == LONG
+    assert np.isfinite(trace.get(2, "retention")).all() and np.abs(trace.get(2, "query")[:, -1]).max() > 0
