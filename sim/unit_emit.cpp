@@ -1,0 +1,140 @@
+// Rows, cells and kept sets of a measured variant.
+#include <algorithm>
+#include <cmath>
+
+#include "sim/unit_replay.h"
+
+namespace kvsim {
+namespace {
+
+/// The step metric of that name, if it is one.
+std::optional<StepMetric> step_metric(const std::string& name) {
+  if (name == "output_error") return StepMetric::output_error;
+  if (name == "attention_recall") return StepMetric::attention_recall;
+  if (name == "query_consistency") return StepMetric::query_consistency;
+  if (name == "miss_rate") return StepMetric::miss_rate;
+  if (name == "miss_rate_50") return StepMetric::miss_rate_50;
+  if (name == "miss_rate_99") return StepMetric::miss_rate_99;
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::pair<double, double> UnitReplay::resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const {
+  const double entry = static_cast<double>((g_.key_dim + g_.value_dim) * layer_.element_bytes);
+  const double resident = state.measures[kv].mean_readable(budget);
+  if (state.selection.unit != Unit::query) return {resident * entry, resident * entry};
+  // Every query head has a copy of its own; the union counts what several of them keep once.
+  std::vector<bool> kept(g_.prompt, false);
+  double copies = 0, distinct = 0;
+  for (std::size_t h = 0; h < g_.group; ++h) {
+    const UnitSelection& unit = state.selection.of(kv, h, g_.group);
+    for (std::uint32_t i = 0; i < unit.counts[budget]; ++i) {
+      distinct += kept[unit.order[i]] ? 0.0 : 1.0;
+      kept[unit.order[i]] = true;
+    }
+    copies += unit.counts[budget];
+  }
+  const auto group = static_cast<double>(g_.group);
+  const double decoded = resident - copies / group;  // tokens of the decode that a step reads on average
+  return {resident * group * entry, (distinct + decoded) * entry};
+}
+
+double UnitReplay::row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes,
+                             double union_bytes) const {
+  const SetMetrics& sets = state.sets[kv];
+  const HeadMeasure& measure = state.measures[kv];
+  const std::string& name = row_metrics_[metric];
+  if (name == "output_error") return measure.mean(StepMetric::output_error, budget);
+  if (name == "attention_recall") return measure.mean(StepMetric::attention_recall, budget);
+  if (name == "query_consistency") return measure.mean(StepMetric::query_consistency, budget);
+  if (name == "miss_rate") return measure.mean(StepMetric::miss_rate, budget);
+  if (name == "miss_rate_50") return measure.mean(StepMetric::miss_rate_50, budget);
+  if (name == "miss_rate_99") return measure.mean(StepMetric::miss_rate_99, budget);
+  if (name == "set_consistency") return sets.consistency[budget];
+  if (name == "set_jaccard") return sets.jaccard[budget];
+  if (name == "set_mass_ratio") return sets.mass_ratio[budget];
+  if (name == "free_consistency") return sets.free_consistency[budget];
+  if (name == "free_consistency_corrected") return sets.free_corrected[budget];
+  if (name == "window_consistency") return sets.window_consistency[budget];
+  if (name == "evidence_recall") return sets.evidence[budget];
+  if (name == "resident_bytes") return bytes;
+  if (name == "resident_union_bytes") return union_bytes;
+  throw InternalError("metric without a value: " + name);
+}
+
+void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result) {
+  VariantState& state = states_[v];
+  CellDistributions cell{static_cast<std::uint32_t>(v), static_cast<std::uint32_t>(budget), {}};
+  cell.metrics.resize(row_metrics_.size() + layer_metrics_.size());
+  double layer_resident = 0;
+  for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) {
+    ResultRow row;
+    row.kv_head = static_cast<std::uint32_t>(kv);
+    row.variant = cell.variant;
+    row.budget = cell.budget;
+    const HeadMeasure& measure = state.measures[kv];
+    row.resident_tokens = measure.mean_readable(budget);
+    layer_resident += row.resident_tokens / static_cast<double>(g_.kv_heads);
+    const double whole_prompt = g_.sliding_window == 0 ? static_cast<double>(g_.prompt)
+                                                       : std::min(static_cast<double>(g_.prompt), static_cast<double>(g_.sliding_window));
+    row.peak_tokens = std::max(whole_prompt, measure.most_readable(budget));
+    const std::size_t units = state.selection.unit == Unit::query ? g_.group : 1;
+    for (std::size_t h = 0; h < units; ++h) {
+      const UnitSelection& unit = state.selection.of(kv, h, g_.group);
+      row.evicted += static_cast<double>(g_.prompt - unit.counts[budget]) / static_cast<double>(units);
+      row.clamped |= unit.counts[budget] < std::min(unit.protected_count, g_.prompt);
+      row.near_ties += unit.near_ties[budget];
+    }
+    const auto [bytes, union_bytes] = resident_bytes(state, kv, budget);
+    for (std::size_t m = 0; m < row_metrics_.size(); ++m) {
+      row.values.push_back(row_value(state, kv, m, budget, bytes, union_bytes));
+      const std::optional<StepMetric> per_step = step_metric(row_metrics_[m]);
+      if (per_step) {
+        cell.metrics[m].merge(measure.distribution(*per_step, budget));
+        if (measure.keeps_steps()) {
+          const std::span<const float> steps = measure.steps(*per_step, budget);
+          result.detail.push_back({row.kv_head, cell.variant, cell.budget, static_cast<std::uint32_t>(m), {steps.begin(), steps.end()}});
+        }
+      } else {
+        Distribution one;
+        one.add(row.values.back());
+        one.finish();
+        cell.metrics[m].merge(one);
+      }
+    }
+    result.rows.push_back(std::move(row));
+  }
+  if (projects()) {
+    LayerRow row{cell.variant, cell.budget, layer_resident, {}};
+    const std::vector<double> errors = state.projected.squared_norms(budget);
+    Distribution& distribution = cell.metrics[row_metrics_.size()];
+    for (std::size_t t = 0; t < g_.decode; ++t) {
+      double norm = 0;
+      for (std::size_t m = 0; m < hidden(); ++m)
+        norm += static_cast<double>(exact_projection_(m, t)) * static_cast<double>(exact_projection_(m, t));
+      distribution.add(norm > 0 ? std::sqrt(errors[t] / norm) : std::sqrt(errors[t]));
+    }
+    distribution.finish();
+    row.values.push_back(distribution.sum / static_cast<double>(distribution.count));
+    result.layer_rows.push_back(std::move(row));
+  }
+  result.cells.push_back(std::move(cell));
+}
+
+void UnitReplay::emit(std::size_t v, UnitResult& result) {
+  VariantState& state = states_[v];
+  if (state.failed) {
+    result.failures.push_back({static_cast<std::uint32_t>(v), state.failure});
+    return;
+  }
+  for (HeadMeasure& measure : state.measures) measure.finish();
+  for (std::size_t b = 0; b < settings_.budgets.size(); ++b) {
+    emit_cell(v, b, result);
+    if (settings_.save_kept && !settings_.variants[v]->policy->traits().step_order)
+      result.kept.push_back(kept_set(state.selection, static_cast<std::uint32_t>(v), static_cast<std::uint32_t>(b)));
+  }
+  state = VariantState();
+}
+
+}  // namespace kvsim

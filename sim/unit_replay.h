@@ -1,0 +1,130 @@
+// The replay of one unit as an object: what is kept of heads and variants while it runs.
+#pragma once
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/error.h"
+#include "sim/evaluate.h"
+#include "sim/features.h"
+#include "sim/projection.h"
+#include "sim/unit.h"
+
+namespace kvsim {
+
+/// One KV head while it is in memory.
+struct HeadState {
+  HeadBlock block;
+  std::unique_ptr<ExactSteps> exact;       // all steps, when the layer is held
+  std::unique_ptr<BlockFeatures> features;
+};
+
+/// What is known of a head for the whole unit.
+struct HeadOracle {
+  std::vector<std::vector<float>> decode_mean;  // [group][T]
+  std::vector<OracleOrder> of_query_head;
+  std::optional<OracleOrder> of_kv_head;
+};
+
+/// What is collected of one variant.
+struct VariantState {
+  bool failed = false;
+  std::string failure;
+  LayerScores scores, hindsight_scores;
+  LayerSelection selection;
+  std::vector<HeadMeasure> measures;   // [kv_heads]
+  std::vector<SetMetrics> sets;        // [kv_heads]
+  ProjectedError projected;
+};
+
+/// Loads heads, scores them with every variant, selects, measures and emits.
+class UnitReplay {
+ public:
+  UnitReplay(const LayerContext& layer, const UnitSettings& settings, BlockSource& source)
+      : layer_(layer), g_(layer.geometry), settings_(settings), source_(source),
+        row_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::row)),
+        layer_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::layer)), heads_(g_.kv_heads),
+        oracles_(g_.kv_heads), states_(settings.variants.size()) {
+    for (const Variant* variant : settings.variants) {
+      if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
+    }
+    for (const BudgetPoint& budget : settings.budgets) budget_tokens_.push_back(budget.tokens);
+  }
+
+  UnitResult run();
+
+ private:
+  std::size_t hidden() const { return heads_hidden_; }
+  bool projects() const { return !layer_metrics_.empty() && heads_hidden_ > 0; }
+  void load(std::size_t kv);
+  void release(std::size_t kv) { heads_[kv] = HeadState(); }
+  std::vector<StepRange> chunks() const;
+  void compute_oracle(std::size_t kv);
+  void make_features(std::size_t kv);
+  void score_head(std::size_t kv, std::size_t first, std::size_t last);
+  void select(std::size_t first, std::size_t last);
+  void measure_held(std::size_t first, std::size_t last);
+  void measure_streamed(std::size_t first, std::size_t last);
+  void measure_variant(std::size_t v, std::size_t kv, const ExactSteps& exact);
+  void add_exact_projection(std::size_t kv, const ExactSteps& exact);
+  void emit(std::size_t v, UnitResult& result);
+  void emit_cell(std::size_t v, std::size_t budget, UnitResult& result);
+  double row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes, double union_bytes) const;
+  std::pair<double, double> resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const;
+  template <typename Task>
+  void for_variants(std::size_t first, std::size_t last, const Task& task);
+
+  const LayerContext& layer_;
+  const LayerGeometry& g_;
+  const UnitSettings& settings_;
+  BlockSource& source_;
+  std::vector<std::string> row_metrics_, layer_metrics_;
+  std::vector<HeadState> heads_;
+  std::vector<HeadOracle> oracles_;
+  std::vector<VariantState> states_;
+  std::uint32_t most_window_ = 0;
+  std::vector<std::uint32_t> budget_tokens_;
+  std::size_t heads_hidden_ = 0;
+  Matrix<float> exact_projection_;  // [hidden, steps]
+};
+
+/// Runs task(0 .. count-1) on all threads; exceptions may not leave a parallel region, so they are handed back.
+template <typename Task>
+std::vector<std::exception_ptr> run_tasks(std::size_t count, const Task& task) {
+  std::vector<std::exception_ptr> errors(count);
+#pragma omp parallel for schedule(dynamic)
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(count); ++i) {
+    try {
+      task(static_cast<std::size_t>(i));
+    } catch (...) {
+      errors[static_cast<std::size_t>(i)] = std::current_exception();
+    }
+  }
+  return errors;
+}
+
+/// Runs task(variant) for all that have not failed; a UserError makes a variant fail.
+template <typename Task>
+void UnitReplay::for_variants(std::size_t first, std::size_t last, const Task& task) {
+  const std::vector<std::exception_ptr> errors = run_tasks(last - first, [&](std::size_t i) {
+    if (!states_[first + i].failed) task(first + i);
+  });
+  for (std::size_t v = first; v < last; ++v) {
+    if (!errors[v - first]) continue;
+    try {
+      std::rethrow_exception(errors[v - first]);
+    } catch (const UserError& error) {
+      if (settings_.fail_fast) throw UserError("{}: {}", settings_.variants[v]->entry.spec, error.what());
+      states_[v] = VariantState();
+      states_[v].failed = true;
+      states_[v].failure = error.what();
+    }
+  }
+}
+
+}  // namespace kvsim
