@@ -1,0 +1,75 @@
+// What the attention outputs lose when one token is taken out of the cache.
+#include "policies/removal_cost.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "kernels/error.h"
+
+namespace kvsim {
+namespace {
+
+/// Rows whose distances are computed side by side.
+constexpr std::size_t kLanes = 64;
+
+}  // namespace
+
+double removal_cost(double weight, double distance) {
+  constexpr double kLeastRest = 0x1p-24;
+  return weight / std::max(1.0 - weight, kLeastRest) * distance;
+}
+
+void add_removal_squares(MatrixView<const float> weights, MatrixView<const float> values, MatrixView<const float> outputs,
+                         std::size_t begin, std::size_t end, std::span<double> squares) {
+  KVSIM_CHECK(values.rows >= squares.size() && weights.rows >= squares.size() && outputs.rows == values.cols,
+              "removal costs of {} tokens from {} values of size {}", squares.size(), values.rows, values.cols);
+  std::array<float, kLanes> squared{};
+  for (; begin < end; begin += kLanes) {
+    const std::size_t rows = std::min(kLanes, end - begin);
+    for (std::size_t i = 0; i < squares.size(); ++i) {
+      const float* const weight = weights.row(i) + begin;
+      squared.fill(0.0f);
+      for (std::size_t c = 0; c < values.cols; ++c) {
+        const float v = values.row(i)[c];
+        const float* const output = outputs.row(c) + begin;
+        for (std::size_t r = 0; r < rows; ++r) squared[r] += (v - output[r]) * (v - output[r]);
+      }
+      double sum = squares[i];
+      for (std::size_t r = 0; r < rows; ++r) {
+        const double cost = removal_cost(static_cast<double>(weight[r]), 1.0);
+        sum += cost * cost * static_cast<double>(squared[r]);
+      }
+      squares[i] = sum;
+    }
+  }
+}
+
+std::span<const float> decode_removal_cost(const HeadFeatures& head, std::size_t query_head) {
+  return head.shared("decode_removal_cost/" + std::to_string(query_head), [&] {
+    const QueryRows rows{.source = QueryRows::Source::oracle};
+    const MatrixView<const float> outputs = head.outputs(rows, query_head);
+    Matrix<float> channel_major(outputs.cols, outputs.rows);
+    for (std::size_t r = 0; r < outputs.rows; ++r)
+      for (std::size_t c = 0; c < outputs.cols; ++c) channel_major(c, r) = outputs.row(r)[c];
+    std::vector<double> squares(head.geometry().prompt, 0.0);
+    add_removal_squares(head.attention(rows, query_head), head.values(), channel_major.view(), 0, outputs.rows, squares);
+    std::vector<float> cost(squares.size());
+    for (std::size_t i = 0; i < cost.size(); ++i) cost[i] = static_cast<float>(std::sqrt(squares[i]));
+    return cost;
+  });
+}
+
+std::vector<float> joint_removal_cost(std::span<const std::span<const float>> cost_of_query_head) {
+  std::vector<float> joint(cost_of_query_head.front().size());
+  for (std::size_t i = 0; i < joint.size(); ++i) {
+    double sum = 0;
+    for (const std::span<const float> cost : cost_of_query_head) sum += static_cast<double>(cost[i]) * static_cast<double>(cost[i]);
+    joint[i] = static_cast<float>(std::sqrt(sum));
+  }
+  return joint;
+}
+
+}  // namespace kvsim
