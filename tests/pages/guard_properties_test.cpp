@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <random>
 #include <set>
+#include <sstream>
 
 #include "policies/paging/follower_robust.h"
 #include "policies/paging/slot_cache.h"
@@ -306,17 +309,49 @@ double ratio(const std::string& spec, const std::vector<Sequence>& traces, std::
   return cost / best;
 }
 
-/// Within 3 % of the reference. Its uniform traces are not given, only their law: there the spread of single
-/// traces around their mean is allowed too (twice the standard deviation).
-void expect_ratio(const std::string& spec, const std::vector<Sequence>& traces, std::uint64_t k, int seeds,
+/// Within 3 % of the reference (6.1, item 6).
+void expect_ratio(const std::string& spec, const Sequence& trace, std::uint64_t k, int seeds,
                   double expected) {
-  double spread = 0;
-  const double all = ratio(spec, traces, k, seeds);
-  for (const Sequence& s : traces) {
-    const double one = ratio(spec, {s}, k, seeds);
-    spread += (one - all) * (one - all) / static_cast<double>(traces.size());
+  EXPECT_NEAR(ratio(spec, {trace}, k, seeds), expected, 0.03 * expected) << spec;
+}
+
+/// CPython's random.Random(seed).randrange(bound), repeatedly: MT19937 seeded by the array {seed} (Matsumoto
+/// and Nishimura, 2002), the top bits of an output, outputs that are too large drawn again.
+Sequence python_uniform(std::uint32_t bound, std::uint32_t seed, std::size_t length) {
+  constexpr std::uint32_t kWords = 624;
+  std::vector<std::uint32_t> mt{19650218u};
+  const auto mixed = [&mt](std::uint32_t i, std::uint32_t factor) {
+    return (mt[i - 1] ^ (mt[i - 1] >> 30)) * factor;
+  };
+  for (std::uint32_t i = 1; i < kWords; ++i) mt.push_back(mixed(i, 1812433253u) + i);
+  std::uint32_t i = 1;
+  const auto step = [&] {
+    if (++i == kWords) {
+      mt[0] = mt[kWords - 1];
+      i = 1;
+    }
+  };
+  for (std::uint32_t n = 0; n < kWords; ++n, step()) mt[i] = (mt[i] ^ mixed(i, 1664525u)) + seed;
+  for (std::uint32_t n = 1; n < kWords; ++n, step()) mt[i] = (mt[i] ^ mixed(i, 1566083941u)) - i;
+  mt[0] = 0x80000000u;
+  std::ostringstream state;  // the textual form of std::mt19937: its words, then where the next one is
+  for (const std::uint32_t word : mt) state << word << ' ';
+  state << kWords;
+  std::mt19937 engine;
+  std::istringstream(state.str()) >> engine;
+
+  const int shift = std::countl_zero(bound);
+  Sequence s;
+  while (s.pages.size() < length) {
+    const auto draw = static_cast<std::uint32_t>(engine() >> shift);
+    if (draw < bound) s.pages.push_back(draw);
   }
-  EXPECT_NEAR(all, expected, 0.03 * expected + 2 * std::sqrt(spread)) << spec;
+  return s;
+}
+
+TEST(GuardRatios, PythonsNumbers) {
+  // python3 -c 'import random; r = random.Random(0); print([r.randrange(9) for _ in range(12)])'
+  EXPECT_EQ(python_uniform(9, 0, 12).pages, (std::vector<Page>{6, 6, 0, 4, 8, 7, 6, 4, 7, 5, 3, 8}));
 }
 
 TEST(GuardRatios, InvertedPredictionsOfTheReferencesTable) {
@@ -325,7 +360,9 @@ TEST(GuardRatios, InvertedPredictionsOfTheReferencesTable) {
     std::uint32_t k;
     double blind, guard, relaxed, no_random, marker, lru;
   };
-  // notes on Guard 6.2; tolerance 3 % (6.1, item 6).
+  // notes on Guard 6.2. They do not say what their uniform traces are. Over many traces of that law the means
+  // of BlindOracle (k = 8, 16), Marker and LRU (k = 16) differ from theirs by 4 to 7 %; the trace of Python's
+  // random.Random(0).randrange(k + 1) gives all that is not drawn to the printed digit, so that is it.
   const Row rows[] = {{"cyclic", 4, 3.99, 2.84, 3.99, 3.99, 2.09, 3.99},
                       {"cyclic", 8, 7.89, 3.54, 6.77, 7.89, 2.70, 7.89},
                       {"cyclic", 16, 15.09, 4.12, 7.58, 15.09, 3.26, 15.09},
@@ -336,26 +373,26 @@ TEST(GuardRatios, InvertedPredictionsOfTheReferencesTable) {
   for (const Row& row : rows) {
     SCOPED_TRACE(fmt::format("{} k={}", row.name, row.k));
     const bool random = row.name == std::string("uniform");
-    std::vector<Sequence> traces;
-    for (std::uint64_t i = 0; i < (random ? 20u : 1u); ++i)
-      traces.push_back(random ? uniform(row.k + 1, i) : cyclic(row.k + 1));
-    const int seeds = random ? 5 : 40;
-    expect_ratio(blind, traces, row.k, 1, row.blind);
-    expect_ratio("guard(base=" + blind + ")", traces, row.k, seeds, row.guard);
-    expect_ratio("guard(base=" + blind + ",relax_times=5)", traces, row.k, seeds, row.relaxed);
-    expect_ratio("guard(base=" + blind + ",follow_if_guarded=true)", traces, row.k, 1, row.no_random);
-    expect_ratio("marker_eager", traces, row.k, seeds, row.marker);
-    expect_ratio("lru", traces, row.k, 1, row.lru);
+    const Sequence trace = random ? python_uniform(row.k + 1, 0, 4000) : cyclic(row.k + 1);
+    constexpr int kSeeds = 100;
+    expect_ratio(blind, trace, row.k, 1, row.blind);
+    expect_ratio("guard(base=" + blind + ")", trace, row.k, kSeeds, row.guard);
+    expect_ratio("guard(base=" + blind + ",relax_times=5)", trace, row.k, kSeeds, row.relaxed);
+    expect_ratio("guard(base=" + blind + ",follow_if_guarded=true)", trace, row.k, 1, row.no_random);
+    expect_ratio("marker_eager", trace, row.k, kSeeds, row.marker);
+    expect_ratio("lru", trace, row.k, 1, row.lru);
   }
 }
 
 TEST(GuardRatios, Sawtooth) {
-  const std::vector<Sequence> traces{sawtooth(9)};
   const std::string blind = "blindoracle(predictor=oracle(noise=inverted))";
-  EXPECT_NEAR(ratio(blind, traces, 8, 1) / 7.89, 1, 0.03);
-  EXPECT_NEAR(ratio("guard(base=" + blind + ")", traces, 8, 40) / 3.53, 1, 0.03);
-  EXPECT_NEAR(ratio("guard(base=" + blind + ",relax_times=5)", traces, 8, 40) / 6.75, 1, 0.03);
-  EXPECT_NEAR(ratio("lru", traces, 8, 1), 1.0, 0.03);
+  const Sequence trace = sawtooth(9);
+  expect_ratio(blind, trace, 8, 1, 7.89);
+  expect_ratio("guard(base=" + blind + ")", trace, 8, 100, 3.53);
+  expect_ratio("guard(base=" + blind + ",relax_times=5)", trace, 8, 100, 6.75);
+  expect_ratio("guard(base=" + blind + ",follow_if_guarded=true)", trace, 8, 1, 7.89);
+  expect_ratio("marker_eager", trace, 8, 100, 2.67);
+  expect_ratio("lru", trace, 8, 1, 1.0);
 }
 
 TEST(GuardRatios, StrictFormStaysWithinItsBoundInTheMeanWithConfidence) {
