@@ -100,3 +100,42 @@ def test_a_token_that_ends_the_text_stops_the_pass_and_is_not_fed(run, recorded,
     group = trace.file["lookahead/snapkv-24"]
     assert group.attrs["stopped_at_eos"] == 1 and group["token"].shape == (0,)
     assert group["layers/000/query"].shape == (6, 0, 16) and group["layers/000/kept"].shape == (6, 24)
+
+
+def test_several_policies_and_budgets_in_one_recording(run):
+    """streaming_llm keeps the first and the newest tokens; a pass without eviction gives the true decode queries."""
+    options = ["--lookahead", "4", "--lookahead-budget", "24,60"]
+    for spec in ("snapkv(window=8)", "streaming_llm(sinks=3)", "full"):
+        options += ["--lookahead-policy", spec]
+    trace = Trace(run("gemma3", *options)[1])
+    T, passes = trace.prompt, trace.file["lookahead"]
+    assert set(passes) == {"snapkv-24", "snapkv-60", "streaming_llm-24", "streaming_llm-60", "full"}
+    for budget in (24, 60):
+        group = passes[f"streaming_llm-{budget}"]
+        assert (group.attrs["method"], group.attrs["capacity"], group.attrs["window"]) == ("streaming_llm(sinks=3)", budget, 0)
+        for layer in trace.layers:
+            expected = [[0, 1, 2, *range(T - budget + 3, T)]] * 2
+            assert group[f"layers/{layer:03d}/kept"][:].tolist() == expected
+    assert passes["full"].attrs["capacity"] == T
+    assert passes["full/token"][:].tolist() == trace.ids[T : T + 4]
+    for layer in trace.layers:
+        true = trace.get(layer, "query")[:, T : T + 4]
+        assert np.abs(passes[f"full/layers/{layer:03d}/query"][:] - true).max() < 1e-4 * np.abs(true).max()
+
+
+def test_each_pass_tells_what_it_cost(run):
+    """Bytes by hand: float32, 3 layers, d = dv = 16; SnapKV holds a cache per query head (6), the others per KV head (2)."""
+    options = ["--lookahead", "4", "--lookahead-budget", "40", "--lookahead-policy", "snapkv(window=8)", "--lookahead-policy", "streaming_llm"]
+    trace = Trace(run("llama", *options)[1])
+    for name, units in (("snapkv-40", 6), ("streaming_llm-40", 2)):
+        attributes = trace.file[f"lookahead/{name}"].attrs
+        assert attributes["steps"] == 4
+        assert attributes["cache_bytes"] == 3 * units * (40 + 4) * (16 + 16) * 4
+
+
+def test_the_first_pseudo_query_is_the_first_decode_query_in_the_first_layer(run):
+    trace = Trace(run("qwen3", *OPTIONS)[1])
+    group, T = trace.file["lookahead/snapkv-24"], trace.prompt
+    assert group["token"][0] == trace.ids[T]
+    assert np.array_equal(group["layers/000/query"][:, 0], trace.get(0, "query")[:, T])
+    assert not np.array_equal(group["layers/002/query"][:, 0], trace.get(2, "query")[:, T])

@@ -45,6 +45,21 @@ def test_a_model_that_does_not_fit_is_refused_with_its_reason(reason, tmp_path, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("options", [["--second-pass", "repeat"], ["--lookahead", "2", "--lookahead-budget", "40"]])
+def test_passes_on_the_cache_alone_are_refused_where_some_layers_keep_another_state(options, tmp_path, capsys):
+    folder = tmp_path / "model"
+    settings = _GROUPED | dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"])
+    AutoModelForCausalLM.from_config(t.Lfm2Config(**settings)).float().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    from kvsim_record import cli
+    prompt, out = tmp_path / "p.txt", tmp_path / "t.h5"
+    prompt.write_text("A text of some length, so that a first pass has something to evict.")
+    base = ["--model", str(folder), "--prompt", str(prompt), "--decode", "4", "-o", str(out), "--device", "cpu", "--ignore-eos"]
+    assert cli.main([*base, *options]) == 2 and not out.exists()
+    assert "some layers of this model keep another state; record without them" in capsys.readouterr().err
+    assert cli.main(base) == 0
+
+
 @pytest.mark.parametrize("options,message", [
     (["--layers", "0,7"], "--layers: 7 is not a layer of this model (0..2)"),
     (["--layers", "2..1"], "runs backwards"),
@@ -56,8 +71,10 @@ def test_a_model_that_does_not_fit_is_refused_with_its_reason(reason, tmp_path, 
     (["--split", "a:b:c"], "the prompt has 1 part(s), not 3"),
     (["--seed", "3"], "need --sample"),
     (["--lookahead-budget", "64"], "need --lookahead"),
-    (["--lookahead", "4", "--lookahead-budget", "32"], "must be above the window of 32"),
-    (["--lookahead", "4", "--lookahead-policy", "h2o"], "is the one there is"),
+    (["--lookahead", "4", "--lookahead-budget", "32"], "needs at least 33 tokens"),
+    (["--lookahead", "4", "--lookahead-policy", "h2o"], "expected snapkv(window=32,kernel=7,pool=max), streaming_llm(sinks=4) or full"),
+    (["--lookahead", "4", "--lookahead-policy", "full(3)"], "no parameter '3'; it has none"),
+    (["--lookahead", "4", "--lookahead-policy", "snapkv", "--lookahead-policy", "snapkv(16)"], "there is a pass snapkv-128 already"),
     (["--lookahead", "4", "--lookahead-policy", "snapkv(windows=3)"], "no parameter 'windows'"),
     (["--device", "tpu"], "auto, cpu, cuda"),
     (["--instruct", "--chat", "x.json"], "give either --prompt FILE or --chat FILE"),

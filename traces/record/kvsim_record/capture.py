@@ -127,8 +127,8 @@ def visible_keys(start: int, rows: int, seen: int, window: int, device) -> torch
     return visible & (key > position - window) if window else visible
 
 
-def probabilities(query, key, start, scale, softcap, window, dtype=torch.float32):
-    """Yields (first row, attention [Hq, block, seen]) of the exact softmax, in blocks of rows.
+def masked_logits(query, key, start, scale, softcap, window, dtype=torch.float32):
+    """Yields (first row, logits [Hq, block, seen]) in blocks of rows, -inf where a query cannot see a key.
 
     query [Hq, rows, d], key [Hkv, seen, d]; query head h reads KV head h // (Hq / Hkv).
     """
@@ -143,7 +143,19 @@ def probabilities(query, key, start, scale, softcap, window, dtype=torch.float32
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         visible = visible_keys(start + begin, count, seen, window, key.device)
-        yield begin, torch.softmax(logits.masked_fill_(~visible, float("-inf")), dim=-1)
+        yield begin, logits.masked_fill_(~visible, float("-inf"))
+
+
+def probabilities(query, key, start, scale, softcap, window, dtype=torch.float32):
+    """Yields (first row, attention [Hq, block, seen]) of the exact softmax, in blocks of rows."""
+    for begin, logits in masked_logits(query, key, start, scale, softcap, window, dtype):
+        yield begin, torch.softmax(logits, dim=-1)
+
+
+def attend(attention: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Outputs [Hq, rows, dv] of attention [Hq, rows, seen] over values [Hkv, seen, dv]."""
+    heads, rows, seen = attention.shape
+    return torch.matmul(attention.reshape(value.shape[0], -1, seen), value).reshape(heads, rows, -1)
 
 
 def refuse_foreign(call: Call) -> None:

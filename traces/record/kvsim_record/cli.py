@@ -67,8 +67,7 @@ def _run(args) -> None:
     _check_length(config, len(prompt.ids) + decode)
     layers = probe(loaded.model, prompt.ids)
     plan = make_plan(layers, config.num_hidden_layers, len(prompt.ids), decode, loaded.dtype, config.hidden_size, wanted)
-    if lookahead is not None and lookahead.window > plan.prompt:
-        raise RecordError(f"--lookahead-policy: a window of {lookahead.window} in a prompt of {plan.prompt} tokens")
+    _check_passes(plan, loaded, layers, lookahead, prompt)
     _announce(progress, loaded, plan, plan.bytes(lookahead), given is None and not args.ignore_eos)
     source = Path(args.prompt or args.chat).name
     job = trace.Job(prompt, sampling, source, answer, args.ignore_eos, lookahead)
@@ -91,6 +90,19 @@ def _check_length(config, total: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit and total > limit:
         raise RecordError(f"prompt and answer have {total} tokens, the model was made for {limit}; shorten the text or --decode")
+
+
+def _check_passes(plan, loaded, layers, lookahead, prompt) -> None:
+    from . import second_pass
+
+    if lookahead is not None and lookahead.window > plan.prompt:
+        raise RecordError(f"--lookahead-policy: a window of {lookahead.window} in a prompt of {plan.prompt} tokens")
+    if (lookahead is not None or plan.options.second_pass) and len(layers) < plan.num_layers:
+        raise RecordError("--lookahead and --second-pass run the model on attention's cache alone, and some layers of this model keep "
+                          "another state; record without them")
+    if plan.options.second_pass:
+        found = second_pass.pieces(loaded.tokenizer, prompt.ids, prompt.prefix, prompt.templated)
+        second_pass.check_length(loaded.model.config.get_text_config(decoder=True), plan.prompt, found)
 
 
 def _announce(progress, loaded, plan, size: int, open_end: bool) -> None:

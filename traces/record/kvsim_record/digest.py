@@ -115,6 +115,13 @@ def _raw_below(dataset, kind, item, index, shape):
         yield buffer.tobytes()
 
 
+def digest_of(path: str, data: bytes) -> str:
+    """The digest of a file that holds nothing but one dataset with these raw bytes."""
+    dataset = DatasetHash(_hash_path(_OFFSET_BASIS, path))
+    dataset.add(data)
+    return f"{PREFIX}{dataset.finish():016x}"
+
+
 def file_digest(file: h5py.File) -> str:
     """The digest of an open trace, e.g. `kvd1:0123456789abcdef`. Reads every numeric dataset once, in slices."""
     state = _OFFSET_BASIS

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from .errors import RecordError
-from .lookahead import Lookahead, parse_policy
+from .lookahead import Lookahead, parse
 from .settings import Options, Sampling
 
 _EPILOG = """\
@@ -23,8 +23,11 @@ examples:
   what policies that act while decoding can ask for: whole sentences and learned retention, over a long answer:
     kvsim-record --prompt problem.txt --instruct --decode 2048 --queries window:64 --stats \\
         --final-hidden --retention-gates gates.safetensors -o long.h5
-  pseudo queries for Lookahead Q-Cache, from first passes at two budgets:
-    kvsim-record --prompt essay.txt --lookahead 8 --lookahead-budget 128,256 -o laq.h5
+  pseudo queries for Lookahead Q-Cache, from first passes at two budgets and one without eviction:
+    kvsim-record --prompt essay.txt --lookahead 8 --lookahead-policy 'snapkv(window=32)' --lookahead-policy full \
+        --lookahead-budget 128,256 -o laq.h5
+  what the model looks at while it repeats the prompt, for kvzip and kvcompose:
+    kvsim-record --prompt essay.txt --second-pass repeat -o repeat.h5
 
 --chat reads either a list of messages, [{"role": "user", "content": "..."}, ...], or an object
   {"system": "...", "context": "...", "turns": ["question", {"question": "...", "answer": "..."}, ...]}
@@ -78,10 +81,14 @@ def parser() -> argparse.ArgumentParser:
                    "log-retention, for trim_kv")
     g.add_argument("--attention", action="store_true", help="attention probabilities (large; lets the replay check itself)")
 
+    g.add_argument("--second-pass", choices=["repeat"], help="reads the prompt again on top of its cache and keeps what each key then "
+                   "got: statistics for kvzip and kvcompose (16 bytes per token, layer and query head; two to three times the prompt's time)")
+
     g = p.add_argument_group("first passes for Lookahead Q-Cache")
     g.add_argument("--lookahead", metavar="N", type=_positive, help="decode N pseudo tokens on an evicted cache and record their queries")
-    g.add_argument("--lookahead-policy", metavar="SPEC", help="snapkv(window=32,kernel=7,pool=max) (default)")
-    g.add_argument("--lookahead-budget", metavar="LIST", help="tokens per head of the evicted cache, e.g. 128,256 (default: 128)")
+    g.add_argument("--lookahead-policy", metavar="SPEC", action="append",
+                   help="snapkv(window=32,kernel=7,pool=max) (default), streaming_llm(sinks=4), or full, which evicts nothing (repeatable)")
+    g.add_argument("--lookahead-budget", metavar="LIST", help="tokens per head of the evicted cache, e.g. 128,256: one pass each (default: 128)")
 
     p.add_argument("--quiet", action="store_true", help="no messages, no progress bar")
     return p
@@ -133,14 +140,14 @@ def recording(args: argparse.Namespace) -> Options:
         projections = [] if args.output_proj == "all" else numbers("--output-proj", args.output_proj)
     return Options(layers=None if args.layers == "all" else numbers("--layers", args.layers), query_window=query_window(args.queries),
                    stats=args.stats, output_proj=projections, hidden=args.hidden, attention=args.attention,
-                   final_hidden=args.final_hidden, retention_gates=args.retention_gates)
+                   final_hidden=args.final_hidden, retention_gates=args.retention_gates, second_pass=args.second_pass is not None)
 
 
 def lookahead(args: argparse.Namespace) -> Lookahead | None:
     if not args.lookahead:
         return None
     budgets = numbers("--lookahead-budget", args.lookahead_budget or "128")
-    return parse_policy(args.lookahead_policy or "snapkv", args.lookahead, sorted(set(budgets)))
+    return parse(args.lookahead_policy or ["snapkv"], args.lookahead, sorted(set(budgets)))
 
 
 def query_window(text: str) -> int | None:

@@ -75,10 +75,14 @@ class Plan:
         size = sum(int(np.prod(shape, dtype=np.int64)) * file_type(kind).get_size() for shape, kind in tensors)
         for layer in self.layers if self.options.stats else ():
             size += 4 * layer.query_heads * (3 * self.prompt + layer.head_dim + layer.head_dim**2)
-        for budget in lookahead.budgets if lookahead else ():
+        for one in lookahead.passes if lookahead else ():
             for layer in self.layers:
                 query = lookahead.length * layer.head_dim * file_type(self.dtype).get_size()
-                size += layer.query_heads * (query + 4 * min(budget, self.prompt)) + _PER_GROUP
+                size += layer.query_heads * (query + 4 * min(one.capacity or self.prompt, self.prompt)) + _PER_GROUP
+        for layer in self.layers if self.options.second_pass else ():
+            size += 16 * layer.query_heads * self.prompt + _PER_GROUP
+        if self.options.second_pass:
+            size += 8 * self.prompt + _PER_GROUP  # the tokens fed
         return size + _PER_TOKEN * (self.prompt + self.decode) + _PER_LAYER * (1 + len(self.layers))
 
 

@@ -39,6 +39,13 @@ class Prompt:
     offsets: list[tuple[int, int]]
     segments: list[Segment] = field(default_factory=list)
     turn: int = 0  # the turn that the decoded tokens answer
+    templated: bool = False
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of a chat template (and of a system message) before the first text."""
+        texts = [segment.begin for segment in self.segments if segment.kind != "system"]
+        return min(texts) if self.templated and texts else 0
 
 
 def read_text(path: str) -> str:
@@ -153,9 +160,10 @@ def _turns(prompt: Prompt) -> list[Segment]:
 def _tokenise(tokenizer, text: str, parts: list[Part], templated: bool) -> Prompt:
     if not getattr(tokenizer, "is_fast", False):
         ids = tokenizer(text, add_special_tokens=not templated)["input_ids"]
-        return Prompt(list(ids), text, [])
+        return Prompt(list(ids), text, [], templated=templated)
     encoded = tokenizer(text, add_special_tokens=not templated, return_offsets_mapping=True)
-    prompt = Prompt(list(encoded["input_ids"]), text, [tuple(pair) for pair in encoded["offset_mapping"]])
+    prompt = Prompt(list(encoded["input_ids"]), text, [tuple(pair) for pair in encoded["offset_mapping"]],
+                    templated=templated)
     place = 0
     for part in parts:
         at = text.find(part.text, place)

@@ -69,7 +69,7 @@ class Recorder:
         self.progress.phase("prompt", len(chunks) * self.plan.num_layers, "layer")
         for begin in chunks:
             logits = self._feed(ids[begin : begin + _CHUNK])
-        self._check_rope()
+        self.check_rope()
         return logits
 
     def decode(self, logits: torch.Tensor, chooser: Chooser, ends: set[int]) -> None:
@@ -83,7 +83,7 @@ class Recorder:
             self.tokens.append(token)
             logits = self._feed([token])
             self.progress.step()
-        self._check_rope()
+        self.check_rope()
 
     def follow(self, answer: list[int]) -> None:
         """Feeds a given answer (teacher forcing)."""
@@ -93,14 +93,14 @@ class Recorder:
             self._feed(block)
             self.progress.step(len(block))
         self.tokens = list(answer)
-        self._check_rope()
+        self.check_rope()
 
     def _feed(self, ids: list[int]) -> torch.Tensor:
         tokens = torch.tensor([ids], device=self.model.device)
         with torch.inference_mode(), observing(self), self._hidden():
             return last_logits(self.model, tokens, self._cache)
 
-    def _check_rope(self) -> None:
+    def check_rope(self) -> None:
         before = {(table.tobytes(), scaling) for table, scaling in self._rope}
         if {(table.tobytes(), scaling) for table, scaling in rope_tables(self.model)} != before:
             raise RecordError("the model changes its rotary frequencies with the length of the text, and this text crosses "

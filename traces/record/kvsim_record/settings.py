@@ -15,6 +15,7 @@ class Options:
     final_hidden: bool = False
     retention_gates: str | None = None
     attention: bool = False
+    second_pass: bool = False
 
 
 @dataclass

@@ -19,6 +19,7 @@ from .plan import Plan, facts_key, root_facts
 from .progress import Progress
 from .prompt import Prompt, Segment, token_texts
 from .recorder import Recorder
+from .second_pass import SecondPass, origin, pieces
 from .selfcheck import Outcome, check
 from .settings import Sampling
 from .stats import SINKS
@@ -66,6 +67,7 @@ def _record(loaded: Loaded, plan: Plan, job: Job, writer: TraceWriter, progress:
     recorder.tail_rows = job.lookahead.window if job.lookahead else 0
     logits = recorder.prefill(job.prompt.ids)
     ends = end_tokens(loaded.model, loaded.tokenizer)
+    second_pass = _second_pass(loaded, job, recorder, progress) if plan.options.second_pass else None
     passes = run_lookahead(loaded.model, recorder, job.lookahead, logits, ends, progress) if job.lookahead else []
     if job.answer is not None:
         recorder.follow(job.answer)
@@ -79,8 +81,11 @@ def _record(loaded: Loaded, plan: Plan, job: Job, writer: TraceWriter, progress:
     progress.phase("write", len(plan.layers), "layer")
     _write_layers(plan, recorder, writer, progress)
     _write_tables(loaded, plan, job, recorder.tokens, writer)
+    tied = origin(loaded.name, job.prompt.ids)
     for result in passes:
-        result.write(writer, plan)
+        result.write(writer, plan, tied)
+    if second_pass is not None:
+        second_pass.write(writer, tied, job.prompt.prefix)
     writer.attributes("/", _root_attributes(loaded, plan, job))
     writer.reopen()
     outcome = check(writer.file, recorder.samples, plan.dtype)
@@ -89,6 +94,14 @@ def _record(loaded: Loaded, plan: Plan, job: Job, writer: TraceWriter, progress:
                             "selfcheck_bound": outcome.bound, "selfcheck_count": outcome.count})
     answer = loaded.tokenizer.decode(recorder.tokens, skip_special_tokens=False)
     return Report(len(recorder.tokens), recorder.ended, answer, size, digest, outcome)
+
+
+def _second_pass(loaded: Loaded, job: Job, recorder: Recorder, progress: Progress) -> SecondPass:
+    found = pieces(loaded.tokenizer, job.prompt.ids, job.prompt.prefix, job.prompt.templated)
+    second_pass = SecondPass(loaded.model, recorder, progress)
+    second_pass.run(found, job.prompt.ids)
+    recorder.check_rope()
+    return second_pass
 
 
 def _write_layers(plan: Plan, recorder: Recorder, writer: TraceWriter, progress: Progress) -> None:
