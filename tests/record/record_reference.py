@@ -79,6 +79,12 @@ def rotate(x, position, inv_freq, layout, scaling=1.0):
 
 def model_run(folder, ids):
     """Runs the model with its own unfused attention; per layer the attention outputs [n, Hq*dv] and the queries before RoPE."""
+    outputs, before, logits = model_run_with_keys(folder, ids)
+    return outputs, [query for query, _ in before], logits
+
+
+def model_run_with_keys(folder, ids):
+    """Likewise, with a pair (queries, keys) before RoPE for every layer that rotates."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     outputs, before, hidden = {}, [], {}
     hooks = []
@@ -92,7 +98,7 @@ def model_run(folder, ids):
     original = getattr(code, "apply_rotary_pos_emb", None)
     if original is not None:
         def watch(q, k, *args, **kwargs):
-            before.append(q[0].double().numpy())
+            before.append((q[0].double().numpy(), k[0].double().numpy()))
             return original(q, k, *args, **kwargs)
         code.apply_rotary_pos_emb = watch
     try:

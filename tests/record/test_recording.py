@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import TEXT
-from record_reference import Trace, model_run
+from record_reference import Trace, model_run, model_run_with_keys, rotate
 
 from kvsim_record.digest import file_digest
 
@@ -37,6 +37,52 @@ def test_statistics_equal_brute_force(kind, run):
         assert np.allclose(trace.get(layer, "attention_stats/sum"), attention.sum(1), rtol=1e-4, atol=1e-6)
         assert np.allclose(trace.get(layer, "attention_stats/sum_over_count"), attention.sum(1) / counts, rtol=1e-4, atol=1e-6)
         assert np.allclose(trace.get(layer, "attention_stats/sum_sq"), (attention**2).sum(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama_yarn", "gemma2"])
+def test_obcache_sums_are_the_damage_of_driving_a_logit_to_zero(kind, run):
+    """sum_sq |v|^2 + key + cross must be the sum over the prompt's queries of | a v + a s (v - o) |^2 (arXiv 2510.07651)."""
+    trace = Trace(run(kind, "--stats")[1])
+    T = trace.prompt
+    for layer in trace.layers:
+        attention, query, key, value = (trace.attention(layer)[:, :T, :T], trace.get(layer, "query")[:, :T],
+                                        trace.get(layer, "key")[:, :T], trace.get(layer, "value")[:, :T])
+        copies = query.shape[0] // key.shape[0]
+        key, value = np.repeat(key, copies, 0), np.repeat(value, copies, 0)
+        logits = trace.fact(layer, "softmax_scale") * query @ key.transpose(0, 2, 1)
+        cap = trace.fact(layer, "logit_softcap")
+        logits = cap * np.tanh(logits / cap) if cap else logits
+        for head in range(query.shape[0]):
+            output = attention[head] @ value[head]
+            joint, key_part = np.zeros(T), np.zeros(T)
+            for row in range(T):
+                a, s = attention[head, row][:, None], np.where(attention[head, row] > 0, logits[head, row], 0)[:, None]
+                change = a * s * (value[head] - output[row])
+                key_part += (change**2).sum(1)
+                joint += ((a * value[head] + change) ** 2).sum(1)
+            stored = {name: trace.get(layer, f"attention_stats/{name}")[head] for name in ("sum_sq", "obcache_key", "obcache_cross")}
+            assert np.allclose(stored["obcache_key"], key_part, rtol=1e-3, atol=1e-5 * key_part.max())
+            found = stored["sum_sq"] * (value[head] ** 2).sum(1) + stored["obcache_key"] + stored["obcache_cross"]
+            assert np.allclose(found, joint, rtol=1e-3, atol=1e-5 * joint.max())
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_yarn", "qwen3", "gemma3", "glm", "smollm3"])
+def test_queries_and_keys_turned_back_by_the_recorded_table_are_the_models_own(kind, run, recorded, model_folder):
+    """Rotating by minus the position, with 1 / attention_scaling, gives what the model had before RoPE (after its norms)."""
+    trace = Trace(recorded(kind))
+    _, before, _ = model_run_with_keys(model_folder(kind), trace.ids)
+    position = np.arange(trace.prompt + trace.decode)
+    rotating = iter(before)
+    for layer in trace.layers:
+        table = trace.inv_freq(layer)
+        if not table.any():
+            continue  # a layer without rotation
+        scaling, layout = trace.fact(layer, "attention_scaling"), trace.attrs["rope_layout"]
+        for name, expected in zip(("query", "key"), next(rotating)):
+            found = rotate(trace.get(layer, name), -position, table, layout, 1 / scaling)
+            rest = 2 * len(table)
+            assert np.abs(found[..., :rest] - expected[..., :rest]).max() < 1e-4 * np.abs(expected).max()
+            assert np.abs(found[..., rest:] - expected[..., rest:]).max(initial=0) < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_yarn", "gemma3", "glm"])

@@ -75,7 +75,7 @@ def test_recording_it_again_gives_the_same_shapes_and_statistics(tmp_path):
     assert again.ids == shipped.ids and again.texts == shipped.texts
     old, new = datasets(shipped.file), datasets(again.file)
     stable = {name for name in old if not name.startswith("lookahead/")}  # pseudo tokens are the processor's own choice
-    assert stable == {name for name in new if not name.startswith("lookahead/")}
+    assert stable <= set(new)  # the recorder may have learned to write more since
     for name in sorted(stable):
         assert new[name].shape == old[name].shape and new[name].dtype == old[name].dtype, name
         if name.startswith(("layers/", "rope/")):

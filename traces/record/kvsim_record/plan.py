@@ -11,7 +11,7 @@ from .gates import Gate, GateFile
 from .lookahead import Lookahead
 from .probe import Layer, common_shape
 from .settings import Options
-from .stats import SINKS
+from .stats import COLUMN_SUMS, SINKS
 
 # Bytes beside the tensors: id and text of a token, the tables and object headers of a layer, of a small group.
 _PER_TOKEN, _PER_LAYER, _PER_GROUP = 96, 16384, 4096
@@ -74,7 +74,7 @@ class Plan:
         tensors = list(self.streamed().values()) + list(self.finished().values())
         size = sum(int(np.prod(shape, dtype=np.int64)) * file_type(kind).get_size() for shape, kind in tensors)
         for layer in self.layers if self.options.stats else ():
-            size += 4 * layer.query_heads * (3 * self.prompt + layer.head_dim + layer.head_dim**2)
+            size += 4 * layer.query_heads * (COLUMN_SUMS * self.prompt + layer.head_dim + layer.head_dim**2)
         for one in lookahead.passes if lookahead else ():
             for layer in self.layers:
                 query = lookahead.length * layer.head_dim * file_type(self.dtype).get_size()

@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from .capture import Call, probabilities
+from .capture import Call, attend, masked_logits
 from .probe import Layer, rotate
 
+COLUMN_SUMS = 5  # tables [Hq, T] of attention_stats
 # kvpress' expected_attention leaves the first four tokens (attention sinks) out of the query statistics.
 SINKS = 4
 
@@ -18,16 +19,26 @@ class PromptStats:
         heads, size = layer.query_heads, layer.head_dim
         self.sum = torch.zeros(heads, prompt_len, dtype=torch.float64, device=device)
         self.sum_sq = torch.zeros_like(self.sum)
+        self.obcache_key, self.obcache_cross = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
         self.query_sum = torch.zeros(heads, size, dtype=torch.float64, device=device)
         self.query_outer = torch.zeros(heads, size, size, dtype=torch.float64, device=device)
 
     def add(self, call: Call) -> None:
         """Takes in prompt rows; calls must come in order and together cover the prompt once."""
         query, key = call.query[0], call.key[0]
-        for _, attention in probabilities(query, key, call.start, call.scale, call.softcap, call.window):
-            attention = attention.double()
-            self.sum[:, : call.seen] += attention.sum(dim=1)
-            self.sum_sq[:, : call.seen] += attention.square().sum(dim=1)
+        value = call.value[0].float()
+        length = value.square().sum(dim=-1).repeat_interleave(query.shape[0] // value.shape[0], dim=0)[:, None, :]  # |v|^2, [Hq, 1, seen]
+        for _, logits in masked_logits(query, key, call.start, call.scale, call.softcap, call.window):
+            attention = torch.softmax(logits, dim=-1)
+            self.sum[:, : call.seen] += attention.sum(dim=1, dtype=torch.float64)
+            square = attention.square()
+            self.sum_sq[:, : call.seen] += square.sum(dim=1, dtype=torch.float64)
+            output = attend(attention, value)
+            along = attend(output, value.transpose(1, 2))  # v.o, [Hq, block, seen]
+            logits.masked_fill_(attention == 0, 0.0)
+            apart = length - 2 * along + output.square().sum(dim=-1, keepdim=True)  # |v - o|^2
+            self.obcache_key[:, : call.seen] += (square * logits.square() * apart).sum(dim=1, dtype=torch.float64)
+            self.obcache_cross[:, : call.seen] += (2 * square * logits * (length - along)).sum(dim=1, dtype=torch.float64)
         skip = max(0, SINKS - call.start)
         before = unrotated(query[:, skip:].double(), call.start + skip, self.layer)
         self.query_sum += before.sum(dim=1)
@@ -43,7 +54,8 @@ class PromptStats:
         mean = self.query_sum / rows
         covariance = self.query_outer / rows - mean[:, :, None] * mean[:, None, :]
         values = {"attention_stats/sum": self.sum, "attention_stats/sum_over_count": self.sum / count,
-                  "attention_stats/sum_sq": self.sum_sq, "query_stats/mean": mean, "query_stats/covariance": covariance}
+                  "attention_stats/sum_sq": self.sum_sq, "attention_stats/obcache_key": self.obcache_key,
+                  "attention_stats/obcache_cross": self.obcache_cross, "query_stats/mean": mean, "query_stats/covariance": covariance}
         return {name: value.float().cpu().numpy() for name, value in values.items()}
 
 
