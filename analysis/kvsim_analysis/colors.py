@@ -77,7 +77,11 @@ _TO_LAB = np.array(
 
 def policy_color(policy, theme="light"):
     """The colour "#rrggbb" of a policy by its name alone; unknown names get a lasting one from the same palette."""
-    color = KNOWN[policy][0] if policy in KNOWN else PALETTE[_hash(policy) % len(PALETTE)]
+    return themed(KNOWN[policy][0] if policy in KNOWN else PALETTE[_hash(policy) % len(PALETTE)], theme)
+
+
+def themed(color, theme):
+    """The form that a colour of PALETTE has on a theme's page."""
     return _DARK[color] if theme == "dark" else color
 
 

@@ -61,8 +61,8 @@ def draw(args):
         x = sorted(points)
         ax.plot(x, [np.mean(points[a]) for a in x], **looks[family].line(args.theme, 1.3, 4.0))
     for family, values in flat.items():
-        line = {k: v for k, v in looks[family].line(args.theme, 1.1).items() if not k.startswith("marker")}
-        ax.axhline(np.mean(values), **{**line, "linestyle": looks[family].dashes if looks[family].reference else (0, (1.3, 1.1))})
+        ends = np.array([amounts[0], amounts[-1]])
+        ax.plot(ends, np.full(2, np.mean(values)), **looks[family].line(args.theme, 1.1, 4.0))
     shown = [looks[f] for f in list(noisy) + list(flat)]
     tallest = max([np.mean(v) for points in noisy.values() for v in points.values()] + [np.mean(v) for v in flat.values()])
     # A bound far above everything measured would leave the curves no room: then the note names it.
@@ -74,6 +74,9 @@ def draw(args):
     positive = [a for a in amounts if a > 0]
     if "flip" not in kinds and positive and max(positive) > 20 * min(positive):
         ax.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+        if len(amounts) <= 10:  # the scale's own ticks crowd near zero
+            ax.set_xticks(amounts, [f"{a:g}" for a in amounts])
+            ax.set_xticks([], minor=True)
     ax.set_xlim(amounts[0], amounts[-1] * 1.03)
     ax.set_xlabel({"flip": "share of turned labels", "normal": "noise, standard deviation [requests or steps]",
                    "lognormal": "sigma of log-normal noise"}[sorted(kinds)[0]])

@@ -18,8 +18,8 @@ class Spec:
 Value = Union[str, List["Value"], Spec]
 
 
-# Parameters that hold a policy even where it is written as a bare word.
-_WRAPPED = ("score", "base")
+# Parameters that hold a policy (or a predictor) even where it is written as a bare word.
+_WRAPPED = ("score", "base", "predictor", "first", "second")
 
 
 class _Parser:
