@@ -75,7 +75,7 @@ def draw(args):
     if "flip" not in kinds and positive and max(positive) > 20 * min(positive):
         ax.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
         if len(amounts) <= 10:  # the scale's own ticks crowd near zero
-            ax.set_xticks(amounts, [f"{a:g}" for a in amounts])
+            ax.set_xticks(amounts, [f"{a / 1000:g}k" if a >= 1000 else f"{a:g}" for a in amounts])
             ax.set_xticks([], minor=True)
     ax.set_xlim(amounts[0], amounts[-1] * 1.03)
     ax.set_xlabel({"flip": "share of turned labels", "normal": "noise, standard deviation [requests or steps]",
