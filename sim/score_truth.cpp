@@ -1,0 +1,81 @@
+// What a score is worth.
+#include "sim/score_truth.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/error.h"
+#include "kernels/order.h"
+#include "policies/removal_cost.h"
+
+namespace kvsim {
+namespace {
+
+/// Ranks 1 .. n from the largest value on, equal values sharing their mean rank.
+std::vector<double> mean_ranks(std::span<const float> values) {
+  std::vector<TokenIndex> order(values.size());
+  sort_descending(values, order);
+  std::vector<double> ranks(values.size());
+  for (std::size_t begin = 0; begin < order.size();) {
+    std::size_t end = begin + 1;
+    while (end < order.size() && values[order[end]] == values[order[begin]]) ++end;
+    for (std::size_t i = begin; i < end; ++i) ranks[order[i]] = 0.5 * static_cast<double>(begin + 1 + end);
+    begin = end;
+  }
+  return ranks;
+}
+
+double unit_truth(const UnitScores& unit, std::span<const float> cost) {
+  std::vector<bool> is_protected(cost.size(), false);
+  for (const TokenIndex token : unit.protected_tokens) is_protected[token] = true;
+  std::vector<float> score, truth;
+  for (std::size_t i = 0; i < cost.size(); ++i) {
+    if (is_protected[i]) continue;
+    score.push_back(unit.score[i]);
+    truth.push_back(cost[i]);
+  }
+  return rank_correlation(score, truth);
+}
+
+}  // namespace
+
+double rank_correlation(std::span<const float> a, std::span<const float> b) {
+  KVSIM_CHECK(a.size() == b.size(), "rank correlation of {} and {} values", a.size(), b.size());
+  const std::vector<double> rank_a = mean_ranks(a), rank_b = mean_ranks(b);
+  const double mean = 0.5 * static_cast<double>(a.size() + 1);
+  double both = 0, square_a = 0, square_b = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    both += (rank_a[i] - mean) * (rank_b[i] - mean);
+    square_a += (rank_a[i] - mean) * (rank_a[i] - mean);
+    square_b += (rank_b[i] - mean) * (rank_b[i] - mean);
+  }
+  if (!(square_a > 0) || !(square_b > 0)) return std::numeric_limits<double>::quiet_NaN();
+  return both / std::sqrt(square_a * square_b);
+}
+
+void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head, std::span<double> squares) {
+  const CurveInput in = exact.curve_input(block);
+  const std::size_t steps = exact.steps().count;
+  constexpr std::size_t kTokens = 256;  // of one task
+  const std::size_t tasks = (squares.size() + kTokens - 1) / kTokens;
+#pragma omp parallel for schedule(dynamic)
+  for (std::size_t task = 0; task < tasks; ++task) {
+    const std::size_t first = task * kTokens, count = std::min(kTokens, squares.size() - first);
+    add_removal_squares(in.weights.rows_from(first, count), in.values.rows_from(first, count), in.exact, head * steps,
+                        (head + 1) * steps, squares.subspan(first, count));
+  }
+}
+
+double score_truth(const LayerScores& scores, std::size_t kv_head, std::span<const std::vector<float>> cost_of_query_head) {
+  const std::size_t group = cost_of_query_head.size();
+  if (scores.unit == Unit::query) {
+    double sum = 0;
+    for (std::size_t h = 0; h < group; ++h) sum += unit_truth(scores.units[kv_head * group + h], cost_of_query_head[h]);
+    return sum / static_cast<double>(group);
+  }
+  const std::vector<std::span<const float>> costs(cost_of_query_head.begin(), cost_of_query_head.end());
+  return unit_truth(scores.units[kv_head], joint_removal_cost(costs));
+}
+
+}  // namespace kvsim
