@@ -160,30 +160,32 @@ struct Adding {
   std::vector<std::uint32_t> decoded;  // tokens of the decode that a row reads
 };
 
-/// value_of(values, budget, row in the range, row) of every row into `by_row`, then into the measure in its order.
+/// value_of(values, place of the budget, row in the range, row) of every row into `by_row`, then into budget `to` of the
+/// measure in its order.
 template <typename ValueOf>
-void add_metric(Adding& adding, StepMetric metric, std::size_t budget, HeadMeasure& measure, const ValueOf& value_of) {
+void add_metric(Adding& adding, StepMetric metric, std::size_t budget, HeadMeasure& measure, std::size_t to,
+                const ValueOf& value_of) {
   for (const Range& range : adding.ranges) {
     const std::size_t place = range.unit->place[budget];
     for (std::size_t row = range.first; row < range.end; ++row)
       adding.by_row[row] = value_of(range.values, place, row - range.begin, row);
   }
   for (std::size_t i = 0; i < adding.ordered.size(); ++i) adding.ordered[i] = adding.by_row[adding.order.row[i]];
-  measure.add(metric, budget, adding.ordered, adding.order.step);
+  measure.add(metric, to, adding.ordered, adding.order.step);
 }
 
 /// Counts are below 2^31: as signed numbers they become floats in one instruction.
 float as_float(std::uint32_t count) { return static_cast<float>(static_cast<std::int32_t>(count)); }
 
-/// Adds one budget of a chunk to the measure.
-void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure) {
+/// Adds one budget of a chunk to the measure, where it is budget `to`.
+void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure, std::size_t to) {
   const ExactSteps& exact = adding.head.exact;
   using Values = const RowValues&;
-  add_metric(adding, StepMetric::output_error, budget, measure,
+  add_metric(adding, StepMetric::output_error, budget, measure, to,
              [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.error(b, at); });
-  add_metric(adding, StepMetric::attention_recall, budget, measure,
+  add_metric(adding, StepMetric::attention_recall, budget, measure, to,
              [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.recall(b, at); });
-  add_metric(adding, StepMetric::query_consistency, budget, measure,
+  add_metric(adding, StepMetric::query_consistency, budget, measure, to,
              [](Values v, std::size_t b, std::size_t at, std::size_t row) {
                const std::uint32_t n = v.limits(b, row);
                return n == 0 ? kUndefined : as_float(v.agree(b, at)) / as_float(n);
@@ -191,7 +193,7 @@ void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure) {
   for (const auto& [metric, c] : kMissMetrics) {
     const std::uint32_t* const prompt = exact.needed_prompt(c).data();
     const std::uint32_t* const total = exact.needed_total(c).data();
-    add_metric(adding, metric, budget, measure, [=, fraction = c](Values v, std::size_t b, std::size_t at, std::size_t row) {
+    add_metric(adding, metric, budget, measure, to, [=, fraction = c](Values v, std::size_t b, std::size_t at, std::size_t row) {
       return as_float(prompt[row] - v.found[fraction](b, at)) / as_float(total[row]);
     });
   }
@@ -205,7 +207,7 @@ void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure) {
       most = std::max(most, readable);
     }
   }
-  measure.add_readable(budget, sum, most);
+  measure.add_readable(to, sum, most);
 }
 
 }  // namespace
@@ -257,10 +259,12 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
       }
   }
   Adding adding(head, ranges);
-  for (std::size_t b = 0; b < budgets; ++b) add_budget(adding, b, measure);
+  for (std::size_t b = 0; b < budgets; ++b) add_budget(adding, b, measure, selection.budgets[b]);
 }
 
-SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const LayerSelection& selection,
+namespace {
+
+SetMetrics sets_of_part(const LayerContext& layer, std::size_t kv_head, const LayerSelection& selection,
                         std::span<const OracleOrder> oracle_of_query_head, const OracleOrder& oracle_of_kv_head) {
   const std::size_t units = selection.unit == Unit::query ? layer.geometry.group : 1;
   SetMetrics total(0);
@@ -278,6 +282,16 @@ SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const La
   }
   if (units > 1) total.divide(static_cast<double>(units));
   return total;
+}
+
+}  // namespace
+
+SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const Selection& selection, std::size_t budgets,
+                        std::span<const OracleOrder> oracle_of_query_head, const OracleOrder& oracle_of_kv_head) {
+  SetMetrics all(budgets);
+  for (const LayerSelection& part : selection.parts)
+    all.place(sets_of_part(layer, kv_head, part, oracle_of_query_head, oracle_of_kv_head), part.budgets);
+  return all;
 }
 
 }  // namespace kvsim

@@ -26,12 +26,12 @@ struct HeadView {
   const ExactSteps& exact;
 };
 
-/// Measures the steps of `head.exact`. `delta` may be null.
+/// Measures the steps of `head.exact` at the budgets of the selection. `delta` may be null; its budgets are the selection's.
 void measure_steps(const HeadView& head, const LayerSelection& selection, bool step_order, HeadMeasure& measure,
                    HeadDelta* delta);
 
-/// Set metrics of the KV head: mean over the units that it has. Empty orders (step_order) give NaN everywhere.
-SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const LayerSelection& selection,
+/// Set metrics of the KV head at all budgets: mean over the units that it has.
+SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const Selection& selection, std::size_t budgets,
                         std::span<const OracleOrder> oracle_of_query_head, const OracleOrder& oracle_of_kv_head);
 
 }  // namespace kvsim

@@ -6,13 +6,13 @@
 namespace kvsim {
 
 ProjectedError::ProjectedError(std::size_t budgets, std::size_t hidden, std::size_t steps)
-    : budgets_(budgets), hidden_(hidden), steps_(steps), sum_(budgets * hidden, steps, kRowPad) {}
+    : hidden_(hidden), steps_(steps), sum_(budgets * hidden, steps, kRowPad) {}
 
-void ProjectedError::add(const HeadDelta& delta, MatrixView<const float> output_proj, std::size_t group,
-                         std::size_t value_dim, StepRange steps) {
+void ProjectedError::add(const HeadDelta& delta, std::span<const std::size_t> budgets, MatrixView<const float> output_proj,
+                         std::size_t group, std::size_t value_dim, StepRange steps) {
   Matrix<float> error(value_dim, steps.count, kRowPad);
   Matrix<float> product(hidden_, steps.count, kRowPad);
-  for (std::size_t b = 0; b < budgets_; ++b) {
+  for (std::size_t b = 0; b < budgets.size(); ++b) {
     for (std::size_t h = 0; h < group; ++h) {
       for (std::size_t c = 0; c < value_dim; ++c) {
         const float* from = delta.data.data() + b * delta.budget_stride + c * delta.stride + h * steps.count;
@@ -21,7 +21,7 @@ void ProjectedError::add(const HeadDelta& delta, MatrixView<const float> output_
       std::fill_n(product.data(), product.rows() * product.stride(), 0.0f);
       accumulate_product(error.view(), output_proj.rows_from(h * value_dim, value_dim), product.view());
       for (std::size_t m = 0; m < hidden_; ++m) {
-        float* to = sum_.row(b * hidden_ + m) + steps.first;
+        float* to = sum_.row(budgets[b] * hidden_ + m) + steps.first;
         for (std::size_t t = 0; t < steps.count; ++t) to[t] += product(m, t);
       }
     }

@@ -1,6 +1,7 @@
 // Errors after the output projection: all heads of a layer together.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "sim/evaluate.h"
@@ -13,9 +14,10 @@ class ProjectedError {
   ProjectedError() = default;
   ProjectedError(std::size_t budgets, std::size_t hidden, std::size_t steps);
 
-  /// Adds one KV head's error vectors. `output_proj` [group * value_dim, hidden].
-  void add(const HeadDelta& delta, MatrixView<const float> output_proj, std::size_t group, std::size_t value_dim,
-           StepRange steps);
+  /// Adds one KV head's error vectors; budget i of `delta` is budget budgets[i] here. `output_proj` [group * value_dim,
+  /// hidden].
+  void add(const HeadDelta& delta, std::span<const std::size_t> budgets, MatrixView<const float> output_proj, std::size_t group,
+           std::size_t value_dim, StepRange steps);
   /// Squared norms [steps] of one budget, summed over hidden in order.
   std::vector<double> squared_norms(std::size_t budget) const;
 
@@ -27,7 +29,7 @@ class ProjectedError {
   }
 
  private:
-  std::size_t budgets_ = 0, hidden_ = 0, steps_ = 0;
+  std::size_t hidden_ = 0, steps_ = 0;
   Matrix<float> sum_;  // [budgets * hidden, steps]
 };
 

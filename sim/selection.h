@@ -33,11 +33,12 @@ struct UnitSelection {
   bool in_order() const { return counts == ascending; }
 };
 
-/// One variant's kept sets in one layer; units as in LayerScores.
+/// Kept sets of one layer at those budgets of a run that cut the same orders; units as in LayerScores.
 struct LayerSelection {
   Unit unit = Unit::kv;
-  std::vector<UnitSelection> units;
+  std::vector<UnitSelection> units;                // their counts are those of `budgets`
   std::vector<std::vector<TokenIndex>> hindsight;  // [units][T] for windowed policies, else empty
+  std::vector<std::size_t> budgets;                // places in the run's list of budgets, ascending
 
   /// The unit that query head `head` of KV head `kv` reads.
   const UnitSelection& of(std::size_t kv, std::size_t head, std::size_t group) const {
@@ -48,16 +49,38 @@ struct LayerSelection {
   }
 };
 
+/// One variant's kept sets in one layer: one part where a single order serves every budget, else one part for every run
+/// of budgets that share their orders.
+struct Selection {
+  std::vector<LayerSelection> parts;
+
+  struct Place {
+    const LayerSelection& part;
+    std::size_t budget;  // inside the part
+  };
+  Place at(std::size_t budget) const;
+  Unit unit() const { return parts.front().unit; }
+};
+
+/// What is ranked and cut.
+struct SelectionInput {
+  LayerScores scores;
+  LayerScores hindsight;  // of the same policy given the true decode queries; without units where that is undefined
+  std::span<const std::vector<float>> summaries;  // LayerRanking::summaries
+};
+
 /// Two scores closer than this share of the larger one count as a near tie: another instruction path or device may order
 /// them the other way round.
 inline constexpr float kNearTie = 1e-6f;
 
-/// Sorts and allocates. Budgets ascending; counts are checked to be monotone where the policy claims to be nested.
-LayerSelection select_layer(const Policy& policy, const LayerGeometry& layer, LayerScores scores,
-                            std::span<const BudgetPoint> budgets);
+/// Sorts and allocates. Budgets ascending; counts are checked to be monotone where the policy claims to be nested. An order
+/// of a budget that does not begin with the protected tokens protects nothing there, and near ties are counted only where
+/// the order is that of the scores.
+Selection select_layer(const Policy& policy, const LayerGeometry& layer, SelectionInput input,
+                       std::span<const BudgetPoint> budgets);
 
 /// The kept positions of one budget, ascending inside each unit.
-KeptSet kept_set(const LayerSelection& selection, std::uint32_t variant, std::uint32_t budget);
+KeptSet kept_set(const Selection& selection, std::uint32_t variant, std::uint32_t budget);
 
 const char* unit_name(Unit unit);
 

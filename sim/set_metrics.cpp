@@ -79,6 +79,19 @@ void SetMetrics::divide(double n) {
     for (double& value : *values) value /= n;
 }
 
+void SetMetrics::place(const SetMetrics& other, std::span<const std::size_t> budgets) {
+  const auto take = [&](std::vector<double>& to, const std::vector<double>& from) {
+    for (std::size_t i = 0; i < budgets.size(); ++i) to[budgets[i]] = from[i];
+  };
+  take(consistency, other.consistency);
+  take(jaccard, other.jaccard);
+  take(mass_ratio, other.mass_ratio);
+  take(free_consistency, other.free_consistency);
+  take(free_corrected, other.free_corrected);
+  take(window_consistency, other.window_consistency);
+  take(evidence, other.evidence);
+}
+
 std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const TokenIndex> b,
                                     std::span<const std::uint32_t> counts) {
   TokenIndex most = 0;

@@ -27,6 +27,8 @@ struct SetMetrics {
   /// Adds the other's values (NaN stays NaN) and divides by n: the mean over the units of a KV head.
   void add(const SetMetrics& other);
   void divide(double n);
+  /// Takes over the other's values: its budget i is budget budgets[i] here.
+  void place(const SetMetrics& other, std::span<const std::size_t> budgets);
 };
 
 /// overlap[i] = |first counts[i] of a  intersect  first counts[i] of b| for two orders of the same tokens: one histogram

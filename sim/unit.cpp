@@ -57,7 +57,7 @@ void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last)
       scores->units.resize(g_.kv_heads * units);
     }
     policy.score(features, std::span(state.scores.units).subspan(kv * units, units));
-    if (policy.traits().windowed && policy.window() > 0)
+    if (has_hindsight(policy))
       policy.score(HindsightFeatures(features), std::span(state.hindsight_scores.units).subspan(kv * units, units));
   });
 }
@@ -66,12 +66,14 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
   for_variants(first, last, [&](std::size_t v) {
     const Policy& policy = *settings_.variants[v]->policy;
     VariantState& state = states_[v];
-    policy.join(g_, state.scores);
-    state.selection = select_layer(policy, g_, std::move(state.scores), settings_.budgets);
-    if (policy.traits().windowed && policy.window() > 0) {
-      policy.join(g_, state.hindsight_scores);
-      state.selection.hindsight = rank_layer(policy, g_, std::move(state.hindsight_scores)).order;
+    SelectionInput input{std::move(state.scores), std::move(state.hindsight_scores), {}};
+    policy.join(g_, input.scores);
+    if (has_hindsight(policy)) {
+      policy.join(g_, input.hindsight);
+    } else {
+      input.hindsight.units.clear();
     }
+    state.selection = select_layer(policy, g_, std::move(input), settings_.budgets);
     state.scores = LayerScores();
     state.hindsight_scores = LayerScores();
     state.measures.resize(g_.kv_heads);
@@ -80,7 +82,8 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
       const HeadOracle& oracle = oracles_[kv];
       state.sets.push_back(policy.traits().step_order
                                ? SetMetrics(settings_.budgets.size())
-                               : measure_sets(layer_, kv, state.selection, oracle.of_query_head, *oracle.of_kv_head));
+                               : measure_sets(layer_, kv, state.selection, settings_.budgets.size(), oracle.of_query_head,
+                                              *oracle.of_kv_head));
     }
     if (projects()) state.projected = ProjectedError(settings_.budgets.size(), hidden(), g_.decode);
   });

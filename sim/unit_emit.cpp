@@ -1,6 +1,7 @@
 // Rows, cells and kept sets of a measured variant.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "sim/unit_replay.h"
 
@@ -23,17 +24,19 @@ std::optional<StepMetric> step_metric(const std::string& name) {
 std::pair<double, double> UnitReplay::resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const {
   const double entry = static_cast<double>((g_.key_dim + g_.value_dim) * layer_.element_bytes);
   const double resident = state.measures[kv].mean_readable(budget);
-  if (state.selection.unit != Unit::query) return {resident * entry, resident * entry};
+  if (state.selection.unit() != Unit::query) return {resident * entry, resident * entry};
   // Every query head has a copy of its own; the union counts what several of them keep once.
   std::vector<bool> kept(g_.prompt, false);
   double copies = 0, distinct = 0;
+  const Selection::Place place = state.selection.at(budget);
   for (std::size_t h = 0; h < g_.group; ++h) {
-    const UnitSelection& unit = state.selection.of(kv, h, g_.group);
-    for (std::uint32_t i = 0; i < unit.counts[budget]; ++i) {
+    const UnitSelection& unit = place.part.of(kv, h, g_.group);
+    const std::uint32_t count = unit.counts[place.budget];
+    for (std::uint32_t i = 0; i < count; ++i) {
       distinct += kept[unit.order[i]] ? 0.0 : 1.0;
       kept[unit.order[i]] = true;
     }
-    copies += unit.counts[budget];
+    copies += count;
   }
   const auto group = static_cast<double>(g_.group);
   const double decoded = resident - copies / group;  // tokens of the decode that a step reads on average
@@ -79,12 +82,13 @@ void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result
     const double whole_prompt = g_.sliding_window == 0 ? static_cast<double>(g_.prompt)
                                                        : std::min(static_cast<double>(g_.prompt), static_cast<double>(g_.sliding_window));
     row.peak_tokens = std::max(whole_prompt, measure.most_readable(budget));
-    const std::size_t units = state.selection.unit == Unit::query ? g_.group : 1;
+    const std::size_t units = state.selection.unit() == Unit::query ? g_.group : 1;
+    const Selection::Place place = state.selection.at(budget);
     for (std::size_t h = 0; h < units; ++h) {
-      const UnitSelection& unit = state.selection.of(kv, h, g_.group);
-      row.evicted += static_cast<double>(g_.prompt - unit.counts[budget]) / static_cast<double>(units);
-      row.clamped |= unit.counts[budget] < std::min(unit.protected_count, g_.prompt);
-      row.near_ties += unit.near_ties[budget];
+      const UnitSelection& unit = place.part.of(kv, h, g_.group);
+      row.evicted += static_cast<double>(g_.prompt - unit.counts[place.budget]) / static_cast<double>(units);
+      row.clamped |= unit.counts[place.budget] < std::min(unit.protected_count, g_.prompt);
+      row.near_ties += unit.near_ties[place.budget];
     }
     const auto [bytes, union_bytes] = resident_bytes(state, kv, budget);
     for (std::size_t m = 0; m < row_metrics_.size(); ++m) {

@@ -1,5 +1,6 @@
 // Measures the variants of a unit on its heads, held or streamed.
 #include <algorithm>
+#include <array>
 
 #include "sim/unit_replay.h"
 
@@ -7,12 +8,14 @@ namespace kvsim {
 
 void UnitReplay::measure_variant(std::size_t v, std::size_t kv, const ExactSteps& exact) {
   VariantState& state = states_[v];
-  HeadDelta delta;
   const HeadView view{heads_[kv].block, layer_, exact};
-  measure_steps(view, state.selection, settings_.variants[v]->policy->traits().step_order, state.measures[kv],
-                projects() ? &delta : nullptr);
-  if (projects())
-    state.projected.add(delta, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
+  const bool step_order = settings_.variants[v]->policy->traits().step_order;
+  for (const LayerSelection& part : state.selection.parts) {
+    HeadDelta delta;
+    measure_steps(view, part, step_order, state.measures[kv], projects() ? &delta : nullptr);
+    if (projects())
+      state.projected.add(delta, part.budgets, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
+  }
 }
 
 void UnitReplay::add_exact_projection(std::size_t kv, const ExactSteps& exact) {
@@ -23,7 +26,8 @@ void UnitReplay::add_exact_projection(std::size_t kv, const ExactSteps& exact) {
   as_delta.budget_stride = output.stride * g_.value_dim;
   as_delta.data.assign(output.data, output.data + as_delta.budget_stride);
   ProjectedError one(1, hidden(), g_.decode);
-  one.add(as_delta, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
+  constexpr std::array<std::size_t, 1> kOnly{0};
+  one.add(as_delta, kOnly, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
   one.add_to(exact_projection_);
 }
 

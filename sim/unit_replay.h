@@ -36,11 +36,14 @@ struct VariantState {
   bool failed = false;
   std::string failure;
   LayerScores scores, hindsight_scores;
-  LayerSelection selection;
+  Selection selection;
   std::vector<HeadMeasure> measures;   // [kv_heads]
   std::vector<SetMetrics> sets;        // [kv_heads]
   ProjectedError projected;
 };
+
+/// Whether the policy can be asked what it would have kept had its window held the true decode queries.
+inline bool has_hindsight(const Policy& policy) { return policy.traits().windowed; }
 
 /// Loads heads, scores them with every variant, selects, measures and emits.
 class UnitReplay {

@@ -121,11 +121,13 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   // While a block is read, one of its tensors is held in the file's own type too.
   sizes.raw = tokens * std::max(g.key_dim, g.value_dim) * layer.element_bytes;
   sizes.window = g.prompt * round_up(g.group * request.prompt_queries, kRowPad) * sizeof(float);
-  std::uint64_t most_units = g.kv_heads;
-  for (const Variant* variant : variants)
+  std::uint64_t most_units = g.kv_heads, orders = 0;
+  for (const Variant* variant : variants) {
     if (variant->policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
-  // Scores, order, and the hindsight order, each four bytes a token.
-  sizes.score = most_units * g.prompt * 3 * sizeof(float);
+    if (variant->policy->traits().order_by_budget) orders = budgets;
+  }
+  // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
+  sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
   if (request.output_proj) sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode);
   const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
   sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +

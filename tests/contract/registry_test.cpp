@@ -213,11 +213,15 @@ TEST_P(EveryPolicy, KeepsTheTotalExactlyAndNestsWhereItClaims) {
       }
       total += kept[u];
     }
-    if (exact) {
-      EXPECT_EQ(total, std::min<std::size_t>(budget, layer.shape.prompt) * kept.size()) << "budget " << budget;
+    const std::size_t whole = std::min<std::size_t>(budget, layer.shape.prompt) * kept.size();
+    if (policy->traits().own_size) {
+      EXPECT_LE(total, whole) << "budget " << budget;
+    } else if (exact) {
+      EXPECT_EQ(total, whole) << "budget " << budget;
     }
     before = kept;
   }
+  if (policy->traits().own_size) return;
   for (const std::uint32_t count : kept) EXPECT_EQ(count, layer.shape.prompt);
 }
 
@@ -226,6 +230,7 @@ TEST_P(EveryPolicy, FullBudgetGivesNoErrorAndFullConsistency) {
   const UnitResult result = sweep.run({});
   ASSERT_TRUE(result.failures.empty()) << result.failures.front().message;
   for (const ResultRow& row : result.rows) {
+    if (sweep.variants[0].policy->traits().own_size && row.evicted > 0) continue;  // chose to keep less
     EXPECT_EQ(row.evicted, 0.0);
     EXPECT_LT(row.values[sweep.metric("output_error")], 1e-6);
     EXPECT_EQ(row.values[sweep.metric("query_consistency")], 1.0);
@@ -245,7 +250,7 @@ TEST_P(EveryPolicy, NeverKeepsMoreMassThanTheStepOracle) {
     for (const CellDistributions& best : result.cells) {
       // Policies that shift budget may hold more in one head, not in the layer's mean; full keeps more than it is given.
       if (best.variant != 0 || best.budget != cell.budget || GetParam() == "full()") continue;
-      EXPECT_LE(cell.metrics[recall].sum, best.metrics[recall].sum * (GetParam().rfind("ada", 0) == 0 ? 1.3 : 1.0) + 1e-3);
+      EXPECT_LE(cell.metrics[recall].sum, best.metrics[recall].sum * (sweep.variants[1].policy->scope() != Scope::head ? 1.3 : 1.0) + 1e-3);
     }
   }
 }

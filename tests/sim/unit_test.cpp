@@ -209,17 +209,18 @@ void expect_matches_definitions(const Shape& shape, const std::vector<std::strin
 }
 
 TEST(ReplayUnit, MatchesDefinitionsForKvUnits) {
-  expect_matches_definitions({}, {"snapkv(window=16)", "random", "knorm", "h2o", "ada(score=snapkv(window=16))", "streaming_llm", "oracle_static"});
+  expect_matches_definitions({}, {"snapkv(window=16)", "random", "knorm", "h2o", "ada(score=snapkv(window=16))", "streaming_llm", "oracle_static", "test_orders",
+                                  "test_own_size"});
 }
 
 TEST(ReplayUnit, MatchesDefinitionsForQueryAndLayerUnits) {
-  expect_matches_definitions({}, {"snapkv(window=16,unit=query)", "tova"});
+  expect_matches_definitions({}, {"snapkv(window=16,unit=query)", "tova", "test_orders(unit=query)"});
 }
 
 TEST(ReplayUnit, MatchesDefinitionsUnderASlidingWindow) {
   Shape shape;
   shape.window = 37;
-  expect_matches_definitions(shape, {"snapkv(window=16)", "random", "streaming_llm", "snapkv(window=16,unit=query)"});
+  expect_matches_definitions(shape, {"snapkv(window=16)", "random", "streaming_llm", "snapkv(window=16,unit=query)", "test_orders"});
 }
 
 TEST(ReplayUnit, MatchesDefinitionsWithSoftcapAndProjection) {
@@ -227,7 +228,7 @@ TEST(ReplayUnit, MatchesDefinitionsWithSoftcapAndProjection) {
   shape.softcap = 6.0;
   shape.hidden = 20;
   expect_matches_definitions(shape, {"snapkv(window=16)", "random", "snapkv(window=16,unit=query)",
-                                     "ada(score=snapkv(window=16),form=interp)"});
+                                     "ada(score=snapkv(window=16),form=interp)", "test_orders", "test_orders(unit=query)"});
 }
 
 TEST(ReplayUnit, MatchesDefinitionsWithOneQueryHeadAndMany) {
@@ -265,7 +266,8 @@ TEST(ReplayUnit, GivesTheSameBitsHeldStreamedAndForAnyThreads) {
   Shape shape;
   shape.hidden = 20;
   shape.decode = 50;
-  const std::vector<std::string> specs{"full", "random", "oracle_topk", "snapkv(window=16,unit=query)", "ada(score=snapkv(window=16))", "tova", "h2o"};
+  const std::vector<std::string> specs{"full", "random", "oracle_topk", "snapkv(window=16,unit=query)", "ada(score=snapkv(window=16))", "tova", "h2o",
+                                       "test_orders", "test_orders(unit=query)"};
   const auto values = [&](bool hold, std::size_t chunk, std::size_t batch) {
     Sweep sweep(specs, {5, 40, 90, 120});
     sweep.settings.memory = {hold, chunk, batch, 0};
