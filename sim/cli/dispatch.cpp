@@ -23,7 +23,7 @@ constexpr Subcommand kSubcommands[] = {
     {"report", report_command, "tables, knees and differences of finished runs"},
     {"pages", pages_command, "serve block requests by page policies: request traces, attention recordings"},
     {"merge", merge_command, "join the folders of a sharded run"},
-    {"trace", trace_command, "info, check, synth, cut, merge, convert"},
+    {"trace", trace_command, "info, check, stats, synth, cut, merge, convert"},
     {"list", list_command, "policies or metrics"},
     {"help", help_command, "a policy, metric or subcommand in detail"},
     {"selftest", selftest_command, "prove on this machine that results do not depend on threads or instruction set"},

@@ -19,6 +19,8 @@ struct Subcommand {
 constexpr Subcommand kSubcommands[] = {
     {"info", trace_info_command, "what a trace holds, what it lacks, and which policies that rules out"},
     {"check", trace_check_command, "read everything: NaN, digest, recorded against recomputed attention"},
+    {"stats", trace_stats_command, "how attention moves from step to step, before any policy"},
+    {"lookahead", trace_lookahead_command, "what first passes guessed and cost, and how alike queries are to the true ones"},
     {"synth", trace_synth_command, "make a trace from a seed, of any geometry and length"},
     {"cut", trace_cut_command, "keep some layers, KV heads or decode steps"},
     {"merge", trace_merge_command, "join traces that hold different layers of one prompt"},
@@ -29,7 +31,7 @@ std::string usage() {
   std::string text =
       "usage: kvsim trace SUBCOMMAND ...\n\nMakes, cuts and inspects traces: one recorded sequence each, see "
       "traces/FORMAT.md.\n\n";
-  for (const Subcommand& one : kSubcommands) text += fmt::format("  {:<8} {}\n", one.name, one.summary);
+  for (const Subcommand& one : kSubcommands) text += fmt::format("  {:<9} {}\n", one.name, one.summary);
   return text +
          "\n'kvsim trace SUBCOMMAND --help' explains one of them. Record real models with kvsim-record.\n";
 }
@@ -74,7 +76,7 @@ bool parse_query_window(const std::string& text, const std::string& option, std:
 
 int trace_command(const Arguments& arguments) {
   if (arguments.empty())
-    throw UserError("kvsim trace needs a subcommand: info, check, synth, cut, merge or convert");
+    throw UserError("kvsim trace needs a subcommand: info, check, stats, lookahead, synth, cut, merge or convert");
   const std::string& name = arguments.front();
   if (name == "--help" || name == "-h" || name == "help") {
     fmt::print("{}", usage());

@@ -155,8 +155,28 @@ TEST_F(TraceCommand, MistakesAreOneLineThatHelps) {
   EXPECT_EQ(files, 1u) << "something half-written was left behind";
 }
 
+TEST_F(TraceCommand, StatsPrintsLayersAndWritesEveryHead) {
+  ASSERT_EQ(run("synth --layers 2 --prompt 80 --decode 6 -o FILE:t.h5 -q"), kDone);
+  ASSERT_EQ(run("stats FILE:t.h5 --lags 1,3 --top 8 --masses 4 -o FILE:s"), kDone);
+  expect_printed("query_similarity 3");
+  expect_printed("sink_mass 4");
+  std::ifstream csv(file("s/stats.csv"));
+  std::string header, line;
+  std::getline(csv, header);
+  EXPECT_EQ(header, "trace,layer,kv_head,query_head,statistic,parameter,mean,count");
+  std::size_t lines = 0;
+  while (std::getline(csv, line)) ++lines;
+  EXPECT_EQ(lines, 2u * 4 * (5 * 2 + 1 + 2));  // layers, query heads; five figures per lag, the share, two masses
+  const h5::File stats = h5::File::open(file("s/stats.h5"));
+  EXPECT_EQ(stats.string_attribute("format"), "kvsim-stats");
+  EXPECT_EQ(stats.dataset("rows/mean").elements(), lines);
+  expect_refused("stats FILE:t.h5 --lags 3,1", "lags: found 3,1, expected ascending");
+  expect_refused("stats FILE:t.h5 --top 1,2", "--top '1,2': expected one number");
+  expect_refused("stats", "needs a trace");
+}
+
 TEST_F(TraceCommand, EverySubcommandTeaches) {
-  for (const char* name : {"info", "check", "synth", "cut", "merge", "convert"}) {
+  for (const char* name : {"info", "check", "stats", "synth", "cut", "merge", "convert"}) {
     ASSERT_EQ(run(std::string(name) + " --help"), kDone);
     expect_printed("usage: kvsim trace " + std::string(name));
     expect_printed("example");
