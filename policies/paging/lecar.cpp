@@ -34,8 +34,8 @@ class LecarRule final : public VictimRule {
     size_.resize(slots, 1);
   }
   void load(Slot slot, const PageRequest& request) override {
-    grow(request.page + 1);
     learn(request.page);
+    learned_ = false;
     page_[slot] = request.page;
     size_[slot] = request.size;
     list_.push_front(slot);
@@ -57,7 +57,8 @@ class LecarRule final : public VictimRule {
     list_.remove(slot);
     heap_.remove(slot);
   }
-  Slot victim(const PageRequest&) override {
+  Slot victim(const PageRequest& incoming) override {
+    learn(incoming.page);
     const Slot by_recency = list_.oldest_visible();
     const Slot by_frequency = heap_.top();
     expert_ = random_->unit() < weight_lru_ ? kLru : kLfu;
@@ -87,8 +88,12 @@ class LecarRule final : public VictimRule {
     ghost_[kLru].grow(limit);
     ghost_[kLfu].grow(limit);
   }
-  /// A miss on a page that an expert evicted lowers its weight by exp(-rate * base^(age / capacity)).
+  /// A miss on a page that an expert evicted lowers its weight by exp(-rate * base^(age / capacity)), before
+  /// a victim is chosen. Once per miss.
   void learn(Page page) {
+    if (learned_) return;
+    learned_ = true;
+    grow(page + 1);
     bool known = false;
     for (const std::size_t expert : {kLru, kLfu}) {
       if (!ghost_[expert].contains(page)) continue;
@@ -114,6 +119,7 @@ class LecarRule final : public VictimRule {
   std::uint64_t clock_ = 0;
   Slot named_ = kNoSlot;
   std::size_t expert_ = kBoth;
+  bool learned_ = false;  // from the present miss
 };
 
 struct Lecar final : RulePolicy<Lecar, LecarRule> {
