@@ -22,10 +22,12 @@ double removal_cost(double weight, double distance) {
   return weight / std::max(1.0 - weight, kLeastRest) * distance;
 }
 
-void add_removal_squares(MatrixView<const float> weights, MatrixView<const float> values, MatrixView<const float> outputs,
-                         std::size_t begin, std::size_t end, std::span<double> squares) {
+void add_removal_squares(MatrixView<const float> weights, MatrixView<const float> values,
+                         MatrixView<const float> outputs, std::size_t begin, std::size_t end,
+                         std::span<double> squares) {
   KVSIM_CHECK(values.rows >= squares.size() && weights.rows >= squares.size() && outputs.rows == values.cols,
-              "removal costs of {} tokens from {} values of size {}", squares.size(), values.rows, values.cols);
+              "removal costs of {} tokens from {} values of size {}", squares.size(), values.rows,
+              values.cols);
   std::array<float, kLanes> squared{};
   for (; begin < end; begin += kLanes) {
     const std::size_t rows = std::min(kLanes, end - begin);
@@ -55,7 +57,8 @@ std::span<const float> decode_removal_cost(const HeadFeatures& head, std::size_t
     for (std::size_t r = 0; r < outputs.rows; ++r)
       for (std::size_t c = 0; c < outputs.cols; ++c) channel_major(c, r) = outputs.row(r)[c];
     std::vector<double> squares(head.geometry().prompt, 0.0);
-    add_removal_squares(head.attention(rows, query_head), head.values(), channel_major.view(), 0, outputs.rows, squares);
+    add_removal_squares(head.attention(rows, query_head), head.values(), channel_major.view(), 0,
+                        outputs.rows, squares);
     std::vector<float> cost(squares.size());
     for (std::size_t i = 0; i < cost.size(); ++i) cost[i] = static_cast<float>(std::sqrt(squares[i]));
     return cost;
@@ -66,7 +69,8 @@ std::vector<float> joint_removal_cost(std::span<const std::span<const float>> co
   std::vector<float> joint(cost_of_query_head.front().size());
   for (std::size_t i = 0; i < joint.size(); ++i) {
     double sum = 0;
-    for (const std::span<const float> cost : cost_of_query_head) sum += static_cast<double>(cost[i]) * static_cast<double>(cost[i]);
+    for (const std::span<const float> cost : cost_of_query_head)
+      sum += static_cast<double>(cost[i]) * static_cast<double>(cost[i]);
     joint[i] = static_cast<float>(std::sqrt(sum));
   }
   return joint;

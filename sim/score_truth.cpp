@@ -54,7 +54,8 @@ double rank_correlation(std::span<const float> a, std::span<const float> b) {
   return both / std::sqrt(square_a * square_b);
 }
 
-void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head, std::span<double> squares) {
+void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head,
+                         std::span<double> squares) {
   const CurveInput in = exact.curve_input(block);
   const std::size_t steps = exact.steps().count;
   constexpr std::size_t kTokens = 256;  // of one task
@@ -62,16 +63,18 @@ void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::s
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t task = 0; task < tasks; ++task) {
     const std::size_t first = task * kTokens, count = std::min(kTokens, squares.size() - first);
-    add_removal_squares(in.weights.rows_from(first, count), in.values.rows_from(first, count), in.exact, head * steps,
-                        (head + 1) * steps, squares.subspan(first, count));
+    add_removal_squares(in.weights.rows_from(first, count), in.values.rows_from(first, count), in.exact,
+                        head * steps, (head + 1) * steps, squares.subspan(first, count));
   }
 }
 
-double score_truth(const LayerScores& scores, std::size_t kv_head, std::span<const std::vector<float>> cost_of_query_head) {
+double score_truth(const LayerScores& scores, std::size_t kv_head,
+                   std::span<const std::vector<float>> cost_of_query_head) {
   const std::size_t group = cost_of_query_head.size();
   if (scores.unit == Unit::query) {
     double sum = 0;
-    for (std::size_t h = 0; h < group; ++h) sum += unit_truth(scores.units[kv_head * group + h], cost_of_query_head[h]);
+    for (std::size_t h = 0; h < group; ++h)
+      sum += unit_truth(scores.units[kv_head * group + h], cost_of_query_head[h]);
     return sum / static_cast<double>(group);
   }
   const std::vector<std::span<const float>> costs(cost_of_query_head.begin(), cost_of_query_head.end());

@@ -1,4 +1,5 @@
-// What a score is worth: how well it ranks tokens by the exact change of the outputs when each of them is removed.
+// What a score is worth: how well it ranks tokens by the exact change of the outputs when each of them is
+// removed.
 #pragma once
 
 #include <cstddef>
@@ -10,16 +11,20 @@
 
 namespace kvsim {
 
-/// Spearman's rank correlation of two lists of equal length, ties averaged, in [-1, 1]. NaN where it is undefined: fewer
-/// than two values, or no two different ones in one of the lists. Values must not be NaN.
+/// Spearman's rank correlation of two lists of equal length, ties averaged, in [-1, 1]. NaN where it is
+/// undefined: fewer than two values, or no two different ones in one of the lists. Values must not be NaN.
 double rank_correlation(std::span<const float> a, std::span<const float> b);
 
-/// Adds the squared changes of query head `head`'s outputs over the steps of `exact` to squares[T] (policies/removal_cost.h).
-void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head, std::span<double> squares);
+/// Adds the squared changes of query head `head`'s outputs over the steps of `exact` to squares[T]
+/// (policies/removal_cost.h).
+void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head,
+                         std::span<double> squares);
 
-/// The metric score_truth of one KV head: the rank correlation, over the prompt tokens that are not protected, of `scores`
-/// (all units of the layer) with the root of the summed squared changes over all decode steps and the unit's query heads;
-/// with one unit per query head the mean of their correlations. `cost_of_query_head` is [group][T].
-double score_truth(const LayerScores& scores, std::size_t kv_head, std::span<const std::vector<float>> cost_of_query_head);
+/// The metric score_truth of one KV head: the rank correlation, over the prompt tokens that are not
+/// protected, of `scores` (all units of the layer) with the root of the summed squared changes over all
+/// decode steps and the unit's query heads; with one unit per query head the mean of their correlations.
+/// `cost_of_query_head` is [group][T].
+double score_truth(const LayerScores& scores, std::size_t kv_head,
+                   std::span<const std::vector<float>> cost_of_query_head);
 
 }  // namespace kvsim

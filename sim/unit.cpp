@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <limits>
 
 #include "policies/recipe.h"
+#include "sim/score_truth.h"
 #include "sim/unit_replay.h"
 
 namespace kvsim {
@@ -26,9 +28,11 @@ void UnitReplay::compute_oracle(std::size_t kv) {
   HeadOracle& oracle = oracles_[kv];
   if (!oracle.decode_mean.empty()) return;  // known from an earlier batch
   std::vector<std::vector<double>> sums(g_.group, std::vector<double>(g_.prompt, 0.0));
+  std::vector<std::vector<double>> removal(judges_scores() ? g_.group : 0, std::vector<double>(g_.prompt, 0.0));
   for (const StepRange& range : chunks()) {
     auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold);
     for (std::size_t h = 0; h < g_.group; ++h) exact->add_prompt_sums(h, sums[h]);
+    for (std::size_t h = 0; h < removal.size(); ++h) add_removal_squares(*exact, heads_[kv].block, h, removal[h]);
     if (settings_.memory.hold) heads_[kv].exact = std::move(exact);
   }
   for (std::size_t h = 0; h < g_.group; ++h) {
@@ -36,6 +40,10 @@ void UnitReplay::compute_oracle(std::size_t kv) {
     for (std::size_t i = 0; i < g_.prompt; ++i) mean[i] = static_cast<float>(sums[h][i] / static_cast<double>(g_.decode));
     oracle.of_query_head.emplace_back(mean);
     oracle.decode_mean.push_back(std::move(mean));
+  }
+  for (const std::vector<double>& squares : removal) {
+    std::vector<float>& cost = oracle.removal_cost.emplace_back(g_.prompt);
+    for (std::size_t i = 0; i < g_.prompt; ++i) cost[i] = static_cast<float>(std::sqrt(squares[i]));
   }
 }
 
@@ -73,6 +81,9 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
     } else {
       input.hindsight.units.clear();
     }
+    if (judges_scores() && !policy.traits().step_order)
+      for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
+        state.score_truth.push_back(score_truth(input.scores, kv, oracles_[kv].removal_cost));
     state.selection = select_layer(policy, g_, std::move(input), settings_.budgets);
     state.scores = LayerScores();
     state.hindsight_scores = LayerScores();

@@ -61,6 +61,7 @@ double UnitReplay::row_value(const VariantState& state, std::size_t kv, std::siz
   if (name == "free_consistency_corrected") return sets.free_corrected[budget];
   if (name == "window_consistency") return sets.window_consistency[budget];
   if (name == "evidence_recall") return sets.evidence[budget];
+  if (name == "score_truth") return state.score_truth.empty() ? std::numeric_limits<double>::quiet_NaN() : state.score_truth[kv];
   if (name == "resident_bytes") return bytes;
   if (name == "resident_union_bytes") return union_bytes;
   throw InternalError("metric without a value: " + name);

@@ -29,6 +29,7 @@ struct HeadOracle {
   std::vector<std::vector<float>> decode_mean;  // [group][T]
   std::vector<OracleOrder> of_query_head;
   std::optional<OracleOrder> of_kv_head;
+  std::vector<std::vector<float>> removal_cost;  // [group][T], where score_truth is measured
 };
 
 /// What is collected of one variant.
@@ -39,6 +40,7 @@ struct VariantState {
   Selection selection;
   std::vector<HeadMeasure> measures;   // [kv_heads]
   std::vector<SetMetrics> sets;        // [kv_heads]
+  std::vector<double> score_truth;     // [kv_heads] or empty
   ProjectedError projected;
 };
 
@@ -63,6 +65,9 @@ class UnitReplay {
 
  private:
   std::size_t hidden() const { return heads_hidden_; }
+  bool judges_scores() const {
+    return std::find(row_metrics_.begin(), row_metrics_.end(), "score_truth") != row_metrics_.end();
+  }
   bool projects() const { return !layer_metrics_.empty() && heads_hidden_ > 0; }
   void load(std::size_t kv);
   void release(std::size_t kv) { heads_[kv] = HeadState(); }
