@@ -9,6 +9,7 @@
 #include <array>
 
 #include "policies/allotment.h"
+#include "policies/lookahead.h"
 #include "policies/registry.h"
 #include "policies/wrapper.h"
 
@@ -47,7 +48,7 @@ struct Ada final : ScoreWrapper {
     score_->allocate(layer, ranking, budget, kept);
     const HeadShare share{alpha_, form_ == 0 ? HeadShare::Form::guarantee : HeadShare::Form::interpolate,
                           total_ == 1};
-    share.apply(ranking, kept);
+    share.apply(traits_.order_by_budget ? ranking_at(*score_, layer, ranking, budget) : ranking, kept);
   }
 };
 

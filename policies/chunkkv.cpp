@@ -33,6 +33,10 @@ struct ChunkKv final : ScoreWrapper {
   }
   void prepare(Resources& resources) override {
     ScoreWrapper::prepare(resources);
+    if (score_->traits().order_by_budget) {
+      throw UserError("chunkkv(score={}): whole chunks need one order for all budgets, e.g. of a first pass that is named",
+                      score_->traits().name);
+    }
     if (score_->unit() == Unit::query) {
       throw UserError("chunkkv adds the scores of KV heads: give its score policy unit=kv");
     }

@@ -2,7 +2,7 @@
 // recombine freely.
 //
 // The parts and their order of application are those of the reference's section 7.1: query source, base
-// quantity, an ordered list of reductions, value weight, protected tokens, head budgets, layer budgets.
+// quantity, an ordered list of reductions, value weight, redundancy, protected tokens, head budgets, layer budgets.
 // `score=` puts another policy in place of query, base, reduce and unit. The named policies are presets of
 // the same parts: compose(query=window(64), base=attention, reduce=[mean,avg(5),group(mean)], recent=64) is
 // snapkv to the last bit.
@@ -12,6 +12,7 @@
 
 #include "kernels/error.h"
 #include "policies/compose_parts.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 #include "policies/wrapper.h"
 
@@ -25,20 +26,21 @@ constexpr PolicyTraits kTraits{
     .accounting =
         "budget tokens per unit on average; sinks, recents and what `score` protects are kept first"};
 
-constexpr std::array<std::string_view, 4> kBaseChoices{"attention", "position", "knorm", "keydiff"};
-constexpr std::array<std::string_view, 3> kValueChoices{"none", "l1", "l2"};
 constexpr std::array<std::string_view, 3> kUnitsOfCompose{"kv", "query", "layer"};
 constexpr std::uint32_t kAny = std::numeric_limits<std::uint32_t>::max();
+constexpr std::uint32_t kKvpressWindow = 64;
 
-struct Compose final : ScoreWrapper {
-  std::size_t base_ = 0;
-  std::optional<QueryPart> query_;              // as given; what the base needs otherwise
+struct Compose final : ScoreWrapper, ReadsLookahead {
+  Base base_ = Base::attention;
+  std::optional<QueryParts> query_;             // as given; what the base needs otherwise
   std::optional<std::vector<Reducer>> reduce_;  // likewise
-  std::size_t value_ = 0;
+  ValuePart value_;
+  std::optional<RedundancyPart> redundancy_;
   std::optional<HeadShare> heads_;
   std::optional<LayerSlope> layers_;
   std::uint32_t sinks_ = 0;
   std::uint32_t recent_ = 0;
+  std::vector<TokenIndex> forced_;
   std::size_t unit_ = 0;
 
   Compose() : ScoreWrapper(kTraits, "") {}
@@ -46,24 +48,29 @@ struct Compose final : ScoreWrapper {
   void fields(FieldVisitor& f) override {
     score_field(f);
     if (!score_) {
-      f.choice("base", base_, kBaseChoices, "what a token is scored by");
-      part(f, "query", query(), read_query, write_query, "window(w), all or none",
-           [this](const QueryPart& read) { query_ = read; });
+      part(f, "base", base_, read_base, write_base, "what a token is scored by", [this](Base read) { base_ = read; });
+      part(f, "query", query(), read_query, write_query, "whose attention: window(w), all, lookahead(...), a list, ...",
+           [this](const QueryParts& read) { query_ = read; });
       part(f, "reduce", reducers(), read_reducers, write_reducers,
-           "in order: mean|sum|visible over queries, avg(k)|max(k) over positions, group(mean|max|sum|first)",
+           "in order: over queries (mean, sum, ...), avg(k)|max(k) over positions, group(rule), ...",
            [this](const std::vector<Reducer>& read) { reduce_ = read; });
     }
-    f.choice("value", value_, kValueChoices, "norm of the value that the score is multiplied by");
+    part(f, "value", value_, read_value, write_value, "what of the values the score is weighed by",
+         [this](const ValuePart& read) { value_ = read; });
+    if (!score_) {
+      part(f, "redundancy", redundancy_, read_redundancy, write_redundancy, "what repeats others: none or cosine(...)",
+           [this](const std::optional<RedundancyPart>& read) { redundancy_ = read; });
+    }
     part(f, "heads", heads_, read_heads, write_heads, "budgets of the heads: uniform or ada(alpha)",
          [this](const std::optional<HeadShare>& read) { heads_ = read; });
     part(f, "layers", layers_, read_layers, write_layers, "budgets of the layers: uniform or pyramid(beta)",
          [this](const std::optional<LayerSlope>& read) { layers_ = read; });
     f.number("sinks", sinks_, 0, kAny, "first tokens that are always kept");
     f.number("recent", recent_, 0, kAny, "last prompt tokens that are always kept");
+    part(f, "forced", forced_, read_positions, write_positions, "positions that are always kept, e.g. [0,17]",
+         [this](const std::vector<TokenIndex>& read) { forced_ = read; });
     if (!score_) f.choice("unit", unit_, kUnitsOfCompose, "what owns a kept set");
-    const bool windowed = score_ ? score_->traits().windowed : query().source == QuerySource::window;
-    update(traits_.windowed, windowed);
-    update(traits_.nested, !layers_ && (!score_ || score_->traits().nested));
+    update_traits();
   }
 
   void prepare(Resources& resources) override {
@@ -72,15 +79,21 @@ struct Compose final : ScoreWrapper {
       throw UserError("compose: both layers=pyramid and score={} share budget over layers",
                       score_->traits().name);
     }
+    const bool guards = sinks_ > 0 || recent_ > 0 || !forced_.empty();
+    if (score_ && score_->traits().order_by_budget && (guards || value_.kind != ValuePart::Kind::none)) {
+      throw UserError("compose: score={} has another order at every budget, give sinks, recent, forced and value to it instead",
+                      score_->traits().name);
+    }
     if (unit() == Unit::layer && heads_) throw UserError("compose: heads=ada needs unit=kv or unit=query");
-    if (!score_) check_parts();
+    if (!score_) recipe().check_parts(kTraits.name);
+  }
+  void check(const LayerGeometry& layer) const override {
+    if (score_) score_->check(layer);
+    else recipe().check(kTraits.name, layer);
   }
 
-  Need needs() const override {
-    const Need needs = score_ ? score_->needs() : recipe().needs();
-    return value_ == 0 ? needs : needs | Need::values;
-  }
-  std::uint32_t window() const override { return score_ ? score_->window() : query().window; }
+  Need needs() const override { return score_ ? score_->needs() | value_needs(value_) : recipe().needs(); }
+  std::uint32_t window() const override { return score_ ? score_->window() : query_window(query()); }
   Unit unit() const override {
     const Unit unit = score_ ? score_->unit() : static_cast<Unit>(unit_);
     return score_ && heads_ && unit == Unit::layer ? Unit::kv : unit;
@@ -93,19 +106,19 @@ struct Compose final : ScoreWrapper {
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
     if (!score_) return recipe().score(head, kTraits.name, out);
     score_->score(head, out);
-    std::vector<double> norms;
-    if (value_ != 0) norms = row_norms(head.values(), static_cast<ValueNorm>(value_));
     for (UnitScores& unit : out) {
-      for (std::size_t t = 0; t < norms.size(); ++t) {
-        unit.score[t] = static_cast<float>(static_cast<double>(unit.score[t]) * norms[t]);
+      if (value_.kind != ValuePart::Kind::none) {
+        std::vector<std::vector<double>> rows{{unit.score.begin(), unit.score.end()}};
+        weigh_by_value(value_, head, rows);
+        unit.score = to_scores(rows[0]);
       }
       protect_too(unit);
     }
   }
 
   void join(const LayerGeometry& layer, LayerScores& scores) const override {
-    if (score_) score_->join(layer, scores);
-    if (!score_ && unit() == Unit::layer) share_over_layer(scores);
+    if (!score_) return join_recipe(recipe(), scores);
+    score_->join(layer, scores);
     lift_protected(scores);
   }
 
@@ -119,7 +132,22 @@ struct Compose final : ScoreWrapper {
     } else {
       Policy::allocate(layer, ranking, mean, kept);
     }
-    if (heads_) heads_->apply(ranking, kept);
+    if (heads_) heads_->apply(traits_.order_by_budget ? ranking_at(layer, ranking, budget) : ranking, kept);
+  }
+
+  void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
+               std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const override {
+    if (score_) return score_->reorder(layer, ranking, budget, kept, order);
+    const LayerRanking taken = ranking_at(layer, ranking, budget.tokens);
+    std::copy(taken.order.begin(), taken.order.end(), order.begin());
+  }
+
+  std::string pass_at(const LayerGeometry& layer, std::uint32_t budget) const override {
+    return score_ ? lookahead_pass_at(*score_, layer, budget) : recipe_pass(recipe(), layer, budget);
+  }
+  LayerRanking ranking_at(const LayerGeometry& layer, const LayerRanking& ranking, std::uint32_t budget) const override {
+    return score_ ? kvsim::ranking_at(*score_, layer, ranking, budget)
+                  : recipe_ranking(*this, recipe(), layer, ranking, budget);
   }
 
  private:
@@ -133,64 +161,36 @@ struct Compose final : ScoreWrapper {
     if (text != before) store(read(text));
   }
 
-  QueryPart query() const {
-    constexpr std::uint32_t kKvpressWindow = 64;
+  void update_traits() {
+    const bool by_budget = score_ ? score_->traits().order_by_budget : recipe().by_budget();
+    update(traits_.windowed, score_ ? score_->traits().windowed : guesses_queries(query()));
+    update(traits_.oracle, score_ ? score_->traits().oracle : reads_future(query()));
+    update(traits_.order_by_budget, by_budget);
+    update(traits_.nested, !layers_ && !by_budget && (!score_ || score_->traits().nested) &&
+                               !(heads_ && heads_->form == HeadShare::Form::interpolate && !heads_->repo));
+  }
+
+  QueryParts query() const {
     if (query_) return *query_;
-    return base_ == 0 ? QueryPart{QuerySource::window, kKvpressWindow} : QueryPart{};
+    return base_ < Base::position ? QueryParts{{.kind = QueryPart::Kind::window, .count = kKvpressWindow}} : QueryParts{};
   }
   std::vector<Reducer> reducers() const {
     if (reduce_) return *reduce_;
-    if (base_ != 0) return {};
-    return {{.kind = Reducer::Kind::mean},
-            {.kind = Reducer::Kind::avg, .width = 5},
-            {.kind = Reducer::Kind::group, .group = Group::mean}};
+    if (base_ >= Base::position) return {};
+    return {fold_step(Fold::mean), pool_step(true, 5), group_step(Group::mean)};
   }
   Recipe recipe() const {
     Recipe out;
-    out.query = query().source;
-    out.window = query().window;
-    out.base = static_cast<Base>(base_);
+    out.query = query();
+    out.base = base_;
     out.reduce = reducers();
-    out.value = static_cast<ValueNorm>(value_);
+    out.value = value_;
+    out.redundancy = redundancy_;
     out.sinks = sinks_;
     out.recent = recent_;
+    out.forced = forced_;
     out.unit = unit();
     return out;
-  }
-
-  static bool over_queries(const Reducer& r) {
-    return r.kind == Reducer::Kind::mean || r.kind == Reducer::Kind::sum || r.kind == Reducer::Kind::visible;
-  }
-
-  void check_parts() const {
-    const std::vector<Reducer> reduce = reducers();
-    const auto queries = std::count_if(reduce.begin(), reduce.end(), over_queries);
-    const bool grouped = std::any_of(reduce.begin(), reduce.end(),
-                                     [](const Reducer& r) { return r.kind == Reducer::Kind::group; });
-    if (base_ != 0) {
-      if (query().source != QuerySource::none || queries > 0) {
-        throw UserError(
-            "compose: base={} reads no queries, write query=none and no mean, sum or visible in reduce",
-            kBaseChoices[base_]);
-      }
-      if (value_ != 0 && base_ >= 2) {
-        throw UserError("compose: value={} multiplies a score, but {} scores are negative",
-                        kValueChoices[value_], kBaseChoices[base_]);
-      }
-      return;
-    }
-    if (query().source == QuerySource::none)
-      throw UserError("compose: base=attention needs query=window(w) or all");
-    if (queries != 1 || !over_queries(reduce.front())) {
-      throw UserError(
-          "compose: reduce must begin with one of mean, sum, visible over the queries, and name no other");
-    }
-    if (reduce.front().kind == Reducer::Kind::visible && query().source != QuerySource::all) {
-      throw UserError("compose: visible needs query=all, every key is seen by all queries of a window");
-    }
-    if (!grouped && unit() != Unit::query) {
-      throw UserError("compose: reduce needs a group(mean|max|sum|first) where the unit is no query head");
-    }
   }
 
   /// Adds own sinks and recents to what the inner policy protects: first tokens in order, then newest to
@@ -200,6 +200,8 @@ struct Compose final : ScoreWrapper {
     std::vector<bool> guarded(tokens, false);
     for (const TokenIndex t : unit.protected_tokens) guarded[t] = true;
     for (const TokenIndex t : protected_order(tokens, sinks_, recent_)) guarded[t] = true;
+    for (const TokenIndex t : forced_)
+      if (t < tokens) guarded[t] = true;
     std::uint32_t first = std::min(sinks_, static_cast<std::uint32_t>(tokens));
     std::uint32_t inner = 0;  // the inner policy's own sinks stand first and in order
     while (inner < unit.protected_tokens.size() && unit.protected_tokens[inner] == inner) ++inner;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "policies/allotment.h"
@@ -10,25 +11,40 @@
 
 namespace kvsim {
 
-/// `window(w)`, `all` or `none`. All readers throw UserError naming the part and what it may be.
-struct QueryPart {
-  QuerySource source = QuerySource::none;
-  std::uint32_t window = 0;
-};
-QueryPart read_query(const SpecValue& value);
-SpecValue write_query(const QueryPart& part);
+/// What a token is scored by; obd is a base of its own, see ObdBase.
+Base read_base(const SpecValue& value);
+SpecValue write_base(const Base& part);
 
-/// `[mean, avg(5), group(mean)]`: mean | sum | visible over the queries, avg(k) | max(k) over positions,
-/// group(rule).
+/// One source, or an ordered list of them; `none` is no source. All readers throw UserError naming the part and what it
+/// may be.
+QueryParts read_query(const SpecValue& value);
+SpecValue write_query(const QueryParts& parts);
+
+/// `[mean, avg(5), group(mean)]`, in order.
 std::vector<Reducer> read_reducers(const SpecValue& value);
 SpecValue write_reducers(const std::vector<Reducer>& reducers);
 
-/// `uniform` (nothing) or `ada(alpha=0.2)`.
+/// `none`, a norm, or the change of the output.
+ValuePart read_value(const SpecValue& value);
+SpecValue write_value(const ValuePart& part);
+
+/// `none` or `cosine(lambda,threshold)`.
+std::optional<RedundancyPart> read_redundancy(const SpecValue& value);
+SpecValue write_redundancy(const std::optional<RedundancyPart>& part);
+
+/// `uniform` (nothing) or `ada(alpha=0.2,...)`.
 std::optional<HeadShare> read_heads(const SpecValue& value);
 SpecValue write_heads(const std::optional<HeadShare>& part);
 
-/// `uniform` (nothing) or `pyramid(beta=20)`.
+/// `uniform` (nothing) or `pyramid(beta=20,...)`.
 std::optional<LayerSlope> read_layers(const SpecValue& value);
 SpecValue write_layers(const std::optional<LayerSlope>& part);
+
+/// Positions `[0,17]` that are always kept.
+std::vector<TokenIndex> read_positions(const SpecValue& value);
+SpecValue write_positions(const std::vector<TokenIndex>& positions);
+
+/// All words with their meaning and an example line each, for help.
+std::string explain_parts();
 
 }  // namespace kvsim

@@ -6,7 +6,7 @@
 // observed_attention divides by the number of queries.
 #include <limits>
 
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -18,7 +18,7 @@ constexpr PolicyTraits kTraits{
     .reference = "arXiv:2306.14048; one-shot form of the authors' accumulated attention",
     .accounting = "the recent tokens, none by default, count towards the budget"};
 
-struct H2o final : Policy {
+struct H2o final : RecipePolicy {
   std::uint32_t recent_ = 0;
   std::size_t group_ = 0;
   std::size_t unit_ = 0;
@@ -30,20 +30,15 @@ struct H2o final : Policy {
     f.choice("group", group_, kGroupChoices, "how the query heads of a KV head are joined");
     f.choice("unit", unit_, kUnitChoices, "what owns a kept set: a KV head or a query head");
   }
-  Need needs() const override { return Need::prompt_attention; }
-  Unit unit() const override { return unit_ == 0 ? Unit::kv : Unit::query; }
-
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+  Recipe recipe() const override {
     Recipe recipe;
-    recipe.query = QuerySource::all;
+    recipe.query = {{.kind = QueryPart::Kind::all}};
     recipe.base = Base::attention;
-    recipe.reduce = {{.kind = Reducer::Kind::sum},
-                     {.kind = Reducer::Kind::group, .group = static_cast<Group>(group_)}};
+    recipe.reduce = {fold_step(Fold::sum), group_step(static_cast<Group>(group_))};
     recipe.recent = recent_;
-    recipe.unit = unit();
-    recipe.score(head, kTraits.name, out);
+    recipe.unit = unit_ == 0 ? Unit::kv : Unit::query;
+    return recipe;
   }
-  void join(const LayerGeometry&, LayerScores& scores) const override { lift_protected(scores); }
 };
 
 const RegisterPolicy<H2o> registered{kTraits};

@@ -2,7 +2,7 @@
 //
 // Park et al., arXiv:2504.15364, in kvpress's one-shot form (KeyDiffPress): score = -cos(key, mean of the
 // normalised keys), over the whole prompt. The paper applies it block by block while the prompt is read.
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -13,12 +13,13 @@ constexpr PolicyTraits kTraits{.name = "keydiff",
                                .reference = "arXiv:2504.15364; kvpress KeyDiffPress",
                                .accounting = "budget tokens per KV head; nothing is protected"};
 
-struct KeyDiff final : Policy {
+struct KeyDiff final : RecipePolicy {
   const PolicyTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor&) override {}
-  Need needs() const override { return Need::keys; }
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
-    out[0].score = to_scores(key_difference_scores(head.keys()));
+  Recipe recipe() const override {
+    Recipe recipe;
+    recipe.base = Base::keydiff;
+    return recipe;
   }
 };
 

@@ -3,7 +3,7 @@
 // Devoto et al., "A simple and effective L2 norm-based strategy for KV cache compression", arXiv:2406.11430,
 // as in kvpress (KnormPress): all layers, no sinks, no window; the authors leave the first two layers
 // uncompressed.
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -14,12 +14,13 @@ constexpr PolicyTraits kTraits{.name = "knorm",
                                .reference = "arXiv:2406.11430; kvpress KnormPress",
                                .accounting = "budget tokens per KV head; nothing is protected"};
 
-struct Knorm final : Policy {
+struct Knorm final : RecipePolicy {
   const PolicyTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor&) override {}
-  Need needs() const override { return Need::keys; }
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
-    out[0].score = to_scores(key_norm_scores(head.keys()));
+  Recipe recipe() const override {
+    Recipe recipe;
+    recipe.base = Base::knorm;
+    return recipe;
   }
 };
 

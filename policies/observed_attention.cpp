@@ -3,7 +3,7 @@
 // kvpress ObservedAttentionPress (after H2O, arXiv:2306.14048): the column sum of the causal attention
 // divided by T - t, mean over the group; no recent window and no sinks, so the newest tokens, seen by few
 // queries, are judged by those few.
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -14,7 +14,7 @@ constexpr PolicyTraits kTraits{.name = "observed_attention",
                                .reference = "kvpress ObservedAttentionPress, after arXiv:2306.14048",
                                .accounting = "budget tokens per KV head; nothing is protected"};
 
-struct ObservedAttention final : Policy {
+struct ObservedAttention final : RecipePolicy {
   std::size_t group_ = 0;
   std::size_t unit_ = 0;
 
@@ -23,17 +23,13 @@ struct ObservedAttention final : Policy {
     f.choice("group", group_, kGroupChoices, "how the query heads of a KV head are joined");
     f.choice("unit", unit_, kUnitChoices, "what owns a kept set: a KV head or a query head");
   }
-  Need needs() const override { return Need::prompt_attention; }
-  Unit unit() const override { return unit_ == 0 ? Unit::kv : Unit::query; }
-
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+  Recipe recipe() const override {
     Recipe recipe;
-    recipe.query = QuerySource::all;
+    recipe.query = {{.kind = QueryPart::Kind::all}};
     recipe.base = Base::attention;
-    recipe.reduce = {{.kind = Reducer::Kind::visible},
-                     {.kind = Reducer::Kind::group, .group = static_cast<Group>(group_)}};
-    recipe.unit = unit();
-    recipe.score(head, kTraits.name, out);
+    recipe.reduce = {fold_step(Fold::visible), group_step(static_cast<Group>(group_))};
+    recipe.unit = unit_ == 0 ? Unit::kv : Unit::query;
+    return recipe;
   }
 };
 

@@ -11,106 +11,145 @@
 namespace kvsim {
 namespace {
 
-using Rows = std::vector<std::vector<double>>;
+using Kind = Reducer::Kind;
+using Row = std::vector<double>;
+using Rows = std::vector<Row>;
 
-std::vector<double> widened(std::span<const float> row, double factor) {
-  std::vector<double> out(row.size());
-  std::transform(row.begin(), row.end(), out.begin(),
-                 [factor](float x) { return static_cast<double>(x) * factor; });
-  return out;
+bool reads_pairs(Base base) { return base <= Base::below; }
+
+std::vector<double> widened(std::span<const float> row) { return {row.begin(), row.end()}; }
+
+/// The steps over (query, key) pairs and over the queries as one.
+RowFold row_fold(const Recipe& recipe, const std::string& pass) {
+  RowFold fold;
+  fold.query = recipe.query;
+  fold.pass = pass;
+  fold.pair = static_cast<Pair>(recipe.base);
+  for (const Reducer& step : recipe.reduce) {
+    if (step.kind == Kind::group && step.group == Group::logit_max) fold.logit_max = true;
+    if (step.kind == Kind::softmax) {
+      fold.softmax = true;
+      fold.older = step.older ? recipe.recent : 0;
+    }
+    if (step.kind != Kind::fold) continue;
+    fold.fold = step.fold;
+    fold.gamma = step.fold == Fold::meanvar ? step.gamma : 0.0;
+    break;
+  }
+  return fold;
 }
 
-/// The attention of one query head, reduced over the queries.
-std::vector<double> attention_row(const Recipe& recipe, const HeadFeatures& head, Reducer::Kind kind,
-                                  std::size_t h) {
-  const bool all = recipe.query == QuerySource::all;
-  if (kind == Reducer::Kind::visible) return widened(head.attention_mean_over_visible(h), 1.0);
-  if (all && kind == Reducer::Kind::sum) return widened(head.attention_sum(h), 1.0);
-  if (all) return widened(head.attention_sum(h), 1.0 / static_cast<double>(head.geometry().prompt));
-  return widened(head.window_mean(recipe.window, h), kind == Reducer::Kind::sum ? recipe.window : 1.0);
-}
-
-Rows base_rows(const Recipe& recipe, const HeadFeatures& head) {
+Rows base_rows(const Recipe& recipe, const HeadFeatures& head, const std::string& pass) {
   const LayerGeometry& layer = head.geometry();
   Rows rows;
-  switch (recipe.base) {
-    case Base::attention:
-      KVSIM_CHECK(!recipe.reduce.empty(), "attention needs a reduction over queries");
-      for (std::size_t h = 0; h < layer.group; ++h) {
-        rows.push_back(attention_row(recipe, head, recipe.reduce.front().kind, h));
-      }
-      return rows;
-    case Base::position:
-      rows.emplace_back(layer.prompt);
-      for (std::size_t t = 0; t < layer.prompt; ++t) {
-        rows[0][t] = static_cast<double>(t) / static_cast<double>(layer.prompt);
-      }
-      return rows;
-    case Base::knorm:
-      return {key_norm_scores(head.keys())};
-    case Base::keydiff:
-      return {key_difference_scores(head.keys())};
+  if (reads_pairs(recipe.base)) {
+    const RowFold fold = row_fold(recipe, pass);
+    for (std::size_t h = 0; h < (fold.logit_max ? 1 : layer.group); ++h) rows.push_back(widened(folded_row(head, fold, h)));
+    return rows;
   }
-  throw InternalError("unknown base of a score");
+  if (recipe.base == Base::knorm) return {key_norm_scores(head.keys())};
+  if (recipe.base == Base::keydiff) return {key_difference_scores(head.keys())};
+  KVSIM_CHECK(recipe.base == Base::position, "unknown base of a score");
+  rows.emplace_back(layer.prompt);
+  for (std::size_t t = 0; t < layer.prompt; ++t) rows[0][t] = static_cast<double>(t) / static_cast<double>(layer.prompt);
+  return rows;
 }
 
-void apply(const Reducer& step, Unit unit, Rows& rows) {
+void normalise(Row& row) {
+  double sum = 0;
+  for (const double x : row) sum += x;
+  if (sum > 0)
+    for (double& x : row) x /= sum;
+}
+
+void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head, Rows& rows) {
   switch (step.kind) {
-    case Reducer::Kind::mean:
-    case Reducer::Kind::sum:
-    case Reducer::Kind::visible:
+    case Kind::softmax:
+    case Kind::fold:
       return;  // done where the rows were made
-    case Reducer::Kind::avg:
-    case Reducer::Kind::max:
-      for (auto& row : rows) row = pooled(row, step.width, step.kind == Reducer::Kind::avg);
+    case Kind::avg:
+    case Kind::max:
+      for (Row& row : rows) row = pooled(row, step.width, step.kind == Kind::avg);
       return;
-    case Reducer::Kind::group:
-      if (unit != Unit::query) rows = {join_group(rows, step.group)};
+    case Kind::group:
+      if (recipe.unit != Unit::query && step.group != Group::logit_max) rows = {join_group(rows, step.group)};
+      return;
+    case Kind::value:
+      return weigh_by_value(step.value, head, rows);
+    case Kind::sum1:
+      for (Row& row : rows) normalise(row);
       return;
   }
+}
+
+/// One row per unit, over the tokens that are not protected as recent.
+Rows unit_rows(const Recipe& recipe, const HeadFeatures& head, const std::string& pass, std::size_t units) {
+  const std::size_t tokens = head.geometry().prompt;
+  Rows rows = base_rows(recipe, head, pass);
+  for (Row& row : rows) row.resize(tokens - std::min<std::size_t>(tokens, recipe.recent));
+  for (const Reducer& step : recipe.reduce) apply(step, recipe, head, rows);
+  weigh_by_value(recipe.value, head, rows);
+  if (recipe.redundancy) mix_redundancy(*recipe.redundancy, head, rows);
+  if (recipe.unit == Unit::query && rows.size() == 1) rows.resize(units, rows[0]);
+  return rows;
+}
+
+std::vector<TokenIndex> guarded_tokens(const Recipe& recipe, std::size_t tokens) {
+  std::vector<TokenIndex> out = protected_order(tokens, recipe.sinks, recipe.recent);
+  for (const TokenIndex t : recipe.forced) {
+    if (t < tokens && std::find(out.begin(), out.end(), t) == out.end()) out.push_back(t);
+  }
+  return out;
 }
 
 }  // namespace
 
 Need Recipe::needs() const {
-  Need needs = Need::none;
-  if (base == Base::attention)
-    needs = query == QuerySource::all ? Need::prompt_attention : Need::window_queries;
-  if (base == Base::knorm || base == Base::keydiff) needs = Need::keys;
-  return value == ValueNorm::none ? needs : needs | Need::values;
+  Need needs = value_needs(value);
+  if (redundancy) needs = needs | Need::keys;
+  for (const Reducer& step : reduce) needs = needs | value_needs(step.value);
+  if (base == Base::knorm || base == Base::keydiff) needs = needs | Need::keys;
+  return reads_pairs(base) ? needs | fold_needs(row_fold(*this, {})) : needs;
+}
+
+bool Recipe::by_budget() const {
+  const QueryPart* pseudo = lookahead_part(query);
+  return pseudo != nullptr && pseudo->pass.by_budget();
 }
 
 void Recipe::score(const HeadFeatures& head, std::string_view policy, std::span<UnitScores> out) const {
-  const std::size_t tokens = head.geometry().prompt;
-  if (query == QuerySource::window && tokens <= window) {
-    throw UserError("{}(window={}) needs a prompt of more than {} tokens, this one has {}", policy, window,
-                    window, tokens);
+  const LayerGeometry& layer = head.geometry();
+  check(policy, layer);
+  std::vector<std::string> passes{""};
+  if (const QueryPart* pseudo = lookahead_part(query)) {
+    passes.clear();
+    for (const LookaheadPass& pass : pseudo->pass.candidates(layer)) passes.push_back(pass.name);
   }
-  Rows rows = base_rows(*this, head);
-  const std::size_t free = tokens - std::min<std::size_t>(tokens, recent);
-  for (auto& row : rows) row.resize(free);
-  for (const Reducer& step : reduce) apply(step, unit, rows);
-  if (unit == Unit::query && rows.size() == 1) rows.resize(out.size(), rows[0]);
-  KVSIM_CHECK(rows.size() == out.size(), "{} has {} rows for {} units", policy, rows.size(), out.size());
-  const std::vector<double> norms =
-      value == ValueNorm::none ? std::vector<double>{} : row_norms(head.values(), value);
-  for (std::size_t u = 0; u < out.size(); ++u) {
-    for (std::size_t t = 0; t < free && !norms.empty(); ++t) rows[u][t] *= norms[t];
-    out[u].score = to_scores(rows[u]);
-    out[u].score.resize(tokens, 0.0f);
-    out[u].protected_tokens = protected_order(tokens, sinks, recent);
+  const std::vector<TokenIndex> guarded = guarded_tokens(*this, layer.prompt);
+  for (UnitScores& one : out)
+    if (by_budget()) one.extra = {static_cast<float>(passes.size() - 1)};
+  for (std::size_t p = 0; p < passes.size(); ++p) {
+    const Rows rows = unit_rows(*this, head, passes[p], out.size());
+    KVSIM_CHECK(rows.size() == out.size(), "{} has {} rows for {} units", policy, rows.size(), out.size());
+    for (std::size_t u = 0; u < out.size(); ++u) {
+      std::vector<float> score = to_scores(rows[u]);
+      score.resize(layer.prompt, 0.0f);
+      if (p == 0) {
+        out[u].score = std::move(score);
+        out[u].protected_tokens = guarded;
+      } else {
+        out[u].extra.insert(out[u].extra.end(), score.begin(), score.end());
+      }
+    }
   }
 }
 
 Recipe window_recipe(std::uint32_t window, std::size_t pool, std::uint32_t kernel, std::size_t group,
                      std::size_t unit) {
   Recipe recipe;
-  recipe.query = QuerySource::window;
-  recipe.window = window;
+  recipe.query = {{.kind = QueryPart::Kind::window, .count = window}};
   recipe.base = Base::attention;
-  recipe.reduce = {{.kind = Reducer::Kind::mean},
-                   {.kind = pool == 0 ? Reducer::Kind::avg : Reducer::Kind::max, .width = kernel},
-                   {.kind = Reducer::Kind::group, .group = static_cast<Group>(group)}};
+  recipe.reduce = {fold_step(Fold::mean), pool_step(pool == 0, kernel), group_step(static_cast<Group>(group))};
   recipe.recent = window;
   recipe.unit = unit == 0 ? Unit::kv : Unit::query;
   return recipe;
@@ -151,7 +190,7 @@ void lift_protected(LayerScores& scores) {
 void share_over_layer(LayerScores& scores) {
   if (scores.units.empty()) return;
   Rows rows;
-  for (const UnitScores& unit : scores.units) rows.push_back(widened(unit.score, 1.0));
+  for (const UnitScores& unit : scores.units) rows.push_back(widened(unit.score));
   const std::vector<float> mean = to_scores(join_group(rows, Group::mean));
   for (UnitScores& unit : scores.units) unit.score = mean;
 }
@@ -190,51 +229,8 @@ std::vector<double> pooled(const std::vector<double>& row, std::uint32_t width, 
 
 std::vector<float> decode_reference(const HeadFeatures& head) {
   Rows rows;
-  for (std::size_t h = 0; h < head.geometry().group; ++h) rows.push_back(widened(head.decode_mean(h), 1.0));
+  for (std::size_t h = 0; h < head.geometry().group; ++h) rows.push_back(widened(head.decode_mean(h)));
   return to_scores(join_group(rows, Group::mean));
-}
-
-std::vector<double> row_norms(MatrixView<const float> rows, ValueNorm norm) {
-  std::vector<double> out(rows.rows);
-  for (std::size_t t = 0; t < rows.rows; ++t) {
-    double sum = 0;
-    for (std::size_t c = 0; c < rows.cols; ++c) {
-      const double x = static_cast<double>(rows(t, c));
-      sum += norm == ValueNorm::l1 ? std::abs(x) : x * x;
-    }
-    out[t] = norm == ValueNorm::l1 ? sum : std::sqrt(sum);
-  }
-  return out;
-}
-
-std::vector<double> key_norm_scores(MatrixView<const float> keys) {
-  std::vector<double> out = row_norms(keys, ValueNorm::l2);
-  for (double& x : out) x = 0.0 - x;
-  return out;
-}
-
-std::vector<double> key_difference_scores(MatrixView<const float> keys) {
-  constexpr double kSmallestNorm = 1e-12;    // torch.nn.functional.normalize
-  constexpr double kSmallestProduct = 1e-8;  // torch.nn.functional.cosine_similarity
-  const std::vector<double> norms = row_norms(keys, ValueNorm::l2);
-  std::vector<double> anchor(keys.cols, 0.0);
-  for (std::size_t t = 0; t < keys.rows; ++t) {
-    const double norm = std::max(norms[t], kSmallestNorm);
-    for (std::size_t c = 0; c < keys.cols; ++c) anchor[c] += static_cast<double>(keys(t, c)) / norm;
-  }
-  double length = 0;
-  for (double& x : anchor) {
-    x /= static_cast<double>(keys.rows);
-    length += x * x;
-  }
-  length = std::sqrt(length);
-  std::vector<double> out(keys.rows);
-  for (std::size_t t = 0; t < keys.rows; ++t) {
-    double dot = 0;
-    for (std::size_t c = 0; c < keys.cols; ++c) dot += static_cast<double>(keys(t, c)) * anchor[c];
-    out[t] = -dot / std::max(norms[t] * length, kSmallestProduct);
-  }
-  return out;
 }
 
 std::vector<float> to_scores(const std::vector<double>& row) {

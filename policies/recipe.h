@@ -4,58 +4,79 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "policies/policy.h"
+#include "policies/query_part.h"
+#include "policies/redundancy.h"
+#include "policies/row_fold.h"
+#include "policies/value_weight.h"
 
 namespace kvsim {
 
-/// Whose attention is looked at (reference, section 7.1, C1).
-enum class QuerySource : std::uint8_t { none, window, all };
-/// What a token is scored by (C2).
-enum class Base : std::uint8_t { attention, position, knorm, keydiff };
+/// What a token is scored by (reference, section 7.1, C2).
+enum class Base : std::uint8_t { attention, logit, above, below, position, knorm, keydiff };
 /// How the query heads of a group become one score (C5).
-enum class Group : std::uint8_t { mean, max, sum, first };
-/// What the score is multiplied by (C7).
-enum class ValueNorm : std::uint8_t { none, l1, l2 };
+enum class Group : std::uint8_t { mean, max, sum, first, logit_max };
 
 inline constexpr std::array<std::string_view, 4> kGroupChoices{"mean", "max", "sum", "first"};
 inline constexpr std::array<std::string_view, 2> kPoolChoices{"avg", "max"};
 inline constexpr std::array<std::string_view, 2> kUnitChoices{"kv", "query"};
 
-/// One step of the ordered list that turns attention rows into a score (C4, C6, C5).
+/// One step of the ordered list that turns queries into a score (C3 to C7, C9). First what changes single (query, key)
+/// pairs, then exactly one step over the queries, then any steps on what is one number per token and query head.
 struct Reducer {
   enum class Kind : std::uint8_t {
-    mean,     // over the queries
-    sum,      // over the queries
-    visible,  // sum over the queries divided by how many of them see the key
+    softmax,  // pairs: softmax over the tokens older than the protected recent ones, or over all
+    fold,     // over the queries
     avg,      // pooling over positions: stride 1, zero padding, divisor always `width`
     max,      // pooling over positions: stride 1
-    group     // joins the query heads of the group
+    group,    // joins the query heads of the group; logit_max joins pairs
+    value,    // weighs by the values here rather than at the end
+    sum1      // divides by the sum over the tokens
   };
-  Kind kind = Kind::mean;
-  std::uint32_t width = 1;  // of a pooling, odd
+  Kind kind = Kind::fold;
+  Fold fold = Fold::mean;
+  double gamma = 200;        // of Fold::meanvar
+  std::uint32_t width = 1;   // of a pooling, odd
   Group group = Group::mean;
+  bool older = false;        // of softmax
+  ValuePart value = {};
 };
+
+inline Reducer fold_step(Fold fold) { return {.kind = Reducer::Kind::fold, .fold = fold}; }
+inline Reducer pool_step(bool average, std::uint32_t width) {
+  return {.kind = average ? Reducer::Kind::avg : Reducer::Kind::max, .width = width};
+}
+inline Reducer group_step(Group group) { return {.kind = Reducer::Kind::group, .group = group}; }
 
 /// Everything that a score without side conditions is made of.
 struct Recipe {
-  QuerySource query = QuerySource::none;
-  std::uint32_t window = 0;  // of QuerySource::window
+  QueryParts query;
   Base base = Base::position;
-  std::vector<Reducer>
-      reduce;  // applied in this order; joins of the group are left out where the unit is a query head
-  ValueNorm value = ValueNorm::none;
+  std::vector<Reducer> reduce;  // in this order; joins of the group are left out where the unit is a query head
+  ValuePart value;              // after all of them
+  std::optional<RedundancyPart> redundancy;  // last of all
   std::uint32_t sinks = 0;
   std::uint32_t recent = 0;
+  std::vector<TokenIndex> forced;  // further tokens that are always kept, where the prompt has them
   Unit unit = Unit::kv;
 
   Need needs() const;
+  std::uint32_t window() const { return query_window(query); }
+  /// Whether every budget may have an order of its own: pseudo queries of several first passes.
+  bool by_budget() const;
+  /// Throws UserError, naming `policy`, where the parts make no sense together (reference, section 7.6).
+  void check_parts(std::string_view policy) const;
+  /// Throws UserError, naming `policy`, where such a layer cannot be scored.
+  void check(std::string_view policy, const LayerGeometry& layer) const { check_query(policy, query, layer); }
   /// Fills `out` as Policy::score does. The last `recent` tokens are cut off before any pooling, as kvpress
-  /// does, and left to lift_protected. Throws UserError, naming `policy`, where the prompt is not longer than
-  /// the window.
+  /// does, and left to lift_protected. With by_budget(), the scores of all passes that a budget of the run takes stand
+  /// in UnitScores::extra, ascending in capacity, and the first of them in `score`.
   void score(const HeadFeatures& head, std::string_view policy, std::span<UnitScores> out) const;
 };
 
@@ -86,9 +107,6 @@ std::vector<double> pooled(const std::vector<double>& row, std::uint32_t width, 
 
 /// Mean over the group of the true decode queries' mean attention, [T]: what the static oracle ranks by.
 std::vector<float> decode_reference(const HeadFeatures& head);
-
-/// Norms of the rows of a matrix, in double.
-std::vector<double> row_norms(MatrixView<const float> rows, ValueNorm norm);
 
 /// -|k|: tokens with small keys draw attention (arXiv:2406.11430).
 std::vector<double> key_norm_scores(MatrixView<const float> keys);

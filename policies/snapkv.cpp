@@ -7,7 +7,7 @@
 // sum instead of the mean over the window gives the same ranks.
 #include <limits>
 
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -19,7 +19,7 @@ constexpr PolicyTraits kTraits{.name = "snapkv",
                                .accounting = "the window is always kept and counts towards the budget",
                                .windowed = true};
 
-struct SnapKv final : Policy {
+struct SnapKv final : RecipePolicy {
   std::uint32_t window_ = 64;
   std::uint32_t kernel_ = 5;
   std::size_t pool_ = 0;
@@ -37,14 +37,7 @@ struct SnapKv final : Policy {
     f.choice("unit", unit_, kUnitChoices, "what owns a kept set: a KV head or a query head");
   }
   void prepare(Resources&) override { check_kernel(kTraits.name, kernel_); }
-  Need needs() const override { return Need::window_queries; }
-  std::uint32_t window() const override { return window_; }
-  Unit unit() const override { return unit_ == 0 ? Unit::kv : Unit::query; }
-
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
-    window_recipe(window_, pool_, kernel_, group_, unit_).score(head, kTraits.name, out);
-  }
-  void join(const LayerGeometry&, LayerScores& scores) const override { lift_protected(scores); }
+  Recipe recipe() const override { return window_recipe(window_, pool_, kernel_, group_, unit_); }
 };
 
 const RegisterPolicy<SnapKv> registered{kTraits};

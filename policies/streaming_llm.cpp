@@ -5,7 +5,7 @@
 // cache; a budget below the number of sinks keeps the first of them, where kvpress ties.
 #include <limits>
 
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -17,7 +17,7 @@ constexpr PolicyTraits kTraits{
     .reference = "arXiv:2309.17453; kvpress StreamingLLMPress",
     .accounting = "sinks count towards the budget; the rest of it goes to the newest tokens"};
 
-struct StreamingLlm final : Policy {
+struct StreamingLlm final : RecipePolicy {
   std::uint32_t sinks_ = 4;
 
   const PolicyTraits& traits() const override { return kTraits; }
@@ -25,14 +25,11 @@ struct StreamingLlm final : Policy {
     f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(),
              "first tokens that are never evicted");
   }
-  Need needs() const override { return Need::none; }
-
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+  Recipe recipe() const override {
     Recipe recipe;  // base = position: newest first
     recipe.sinks = sinks_;
-    recipe.score(head, kTraits.name, out);
+    return recipe;
   }
-  void join(const LayerGeometry&, LayerScores& scores) const override { lift_protected(scores); }
 };
 
 const RegisterPolicy<StreamingLlm> registered{kTraits};

@@ -3,7 +3,7 @@
 // Oren et al., "Transformers are multi-state RNNs", arXiv:2401.06104, once at the end of the prompt:
 // attention of the last query, mean over all query heads of the layer, one set for all its KV heads. As in
 // kvpress (TOVAPress) the newest token is always kept, which the authors' code does not promise.
-#include "policies/recipe.h"
+#include "policies/recipe_policy.h"
 #include "policies/registry.h"
 
 namespace kvsim {
@@ -16,25 +16,17 @@ constexpr PolicyTraits kTraits{
     .accounting = "budget tokens per KV head, the same for all of a layer; the newest token counts and stays",
     .windowed = true};
 
-struct Tova final : Policy {
+struct Tova final : RecipePolicy {
   const PolicyTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor&) override {}
-  Need needs() const override { return Need::window_queries; }
-  std::uint32_t window() const override { return 1; }
-  Unit unit() const override { return Unit::layer; }
-
-  void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+  Recipe recipe() const override {
     Recipe recipe;
-    recipe.query = QuerySource::window;
-    recipe.window = 1;
+    recipe.query = {{.kind = QueryPart::Kind::current, .count = 1}};
     recipe.base = Base::attention;
-    recipe.reduce = {{.kind = Reducer::Kind::mean}, {.kind = Reducer::Kind::group, .group = Group::mean}};
+    recipe.reduce = {fold_step(Fold::mean), group_step(Group::mean)};
     recipe.recent = 1;
-    recipe.score(head, kTraits.name, out);
-  }
-  void join(const LayerGeometry&, LayerScores& scores) const override {
-    share_over_layer(scores);
-    lift_protected(scores);
+    recipe.unit = Unit::layer;
+    return recipe;
   }
 };
 

@@ -22,6 +22,7 @@ void ScoreWrapper::score_field(FieldVisitor& visitor) {
   update(traits_.oracle, own_traits_.oracle || inner.oracle);
   update(traits_.windowed, own_traits_.windowed || inner.windowed);
   update(traits_.nested, own_traits_.nested && inner.nested);
+  update(traits_.order_by_budget, own_traits_.order_by_budget || inner.order_by_budget);
 }
 
 }  // namespace kvsim

@@ -29,6 +29,13 @@ class ScoreWrapper : public Policy {
                 std::span<std::uint32_t> kept) const override {
     score_->allocate(layer, ranking, budget, kept);
   }
+  void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
+               std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const override {
+    score_->reorder(layer, ranking, budget, kept, order);
+  }
+
+  /// The policy that scores; null where none is given.
+  const Policy* inner() const { return score_.get(); }
 
  protected:
   /// Declares `score` and takes over what its traits imply: foresight, windows, nested sets.
