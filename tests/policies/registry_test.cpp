@@ -46,15 +46,23 @@ TEST(CanonicalSpec, WritesEveryParameterInDeclaredOrder) {
 TEST(CanonicalSpec, WritesThePartsOfComposeInFull) {
   EXPECT_EQ(canonical("compose"),
             "compose(score=none,base=attention,query=window(64),reduce=[mean,avg(5),group(mean)],"
-            "value=none,heads=uniform,layers=uniform,sinks=0,recent=0,unit=kv)");
+            "value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,forced=[],unit=kv)");
   EXPECT_EQ(canonical("compose(base=knorm,heads=ada,layers=pyramid(10))"),
-            "compose(score=none,base=knorm,query=none,reduce=[],value=none,heads=ada(alpha=0.2),"
-            "layers=pyramid(beta=10),sinks=0,recent=0,unit=kv)");
+            "compose(score=none,base=knorm,query=none,reduce=[],value=none,redundancy=none,"
+            "heads=ada(alpha=0.2,form=guarantee,total=exact),layers=pyramid(beta=10,form=kvpress,total=exact),sinks=0,"
+            "recent=0,forced=[],unit=kv)");
   EXPECT_EQ(canonical("compose(query=all,reduce=[visible,group],value=l1)"),
-            "compose(score=none,base=attention,query=all,reduce=[visible,group(mean)],value=l1,heads=uniform,"
-            "layers=uniform,sinks=0,recent=0,unit=kv)");
+            "compose(score=none,base=attention,query=all,reduce=[visible,group(mean)],value=l1,redundancy=none,"
+            "heads=uniform,layers=uniform,sinks=0,recent=0,forced=[],unit=kv)");
+  EXPECT_EQ(canonical("compose(query=[window(8),lookahead(snapkv-256)],reduce=[max,max(7),group],forced=[3])"),
+            "compose(score=none,base=attention,query=[window(8),lookahead(pass=snapkv-256,length=8,mask=causal)],"
+            "reduce=[max,max(7),group(mean)],value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,"
+            "forced=[3],unit=kv)");
+  EXPECT_EQ(canonical("compose(base=indicator,query=proxy(last=4),reduce=[count,value(wo),group],value=none)"),
+            "compose(score=none,base=indicator(above),query=proxy(first=0,last=4),reduce=[count,value(wo(0.0001)),"
+            "group(mean)],value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,forced=[],unit=kv)");
   EXPECT_EQ(canonical("compose(score=knorm,sinks=4)"),
-            "compose(score=knorm,value=none,heads=uniform,layers=uniform,sinks=4,recent=0)");
+            "compose(score=knorm,value=none,heads=uniform,layers=uniform,sinks=4,recent=0,forced=[])");
 }
 
 TEST(CanonicalSpec, ReadsBackAsItselfForEveryPolicy) {
@@ -92,13 +100,14 @@ TEST(BindPolicy, ExplainsWhatIsWrong) {
   EXPECT_EQ(error_of("lagkv(cross=yes)"), "lagkv: cross=yes does not fit, expected true or false");
   EXPECT_EQ(error_of("[h2o]"), "'[h2o]' is no policy, expected name or name(key=value,...)");
   EXPECT_EQ(error_of("compose(query=windw(3))"),
-            "compose: query=windw(3) does not fit, expected window(w), all or none");
+            "compose: query=windw(3) does not fit, expected window(64), all, current, proxy(first=0,last=16), "
+            "lookahead(pass=\"\",length=8,mask=causal) or oracle(8)");
   EXPECT_EQ(error_of("compose(reduce=[mean,avg(4)])"),
             "compose: avg: kernel=4 must be odd, an even one shifts the scores");
   EXPECT_EQ(error_of("compose(heads=cake)"),
-            "compose: heads=cake does not fit, expected uniform or ada(alpha)");
-  EXPECT_EQ(error_of("compose(layers=cake)"),
-            "compose: layers=cake does not fit, expected uniform or pyramid(beta)");
+            "compose: heads=cake does not fit, expected uniform or ada(alpha=0.2,form=guarantee,total=exact)");
+  EXPECT_EQ(error_of("compose(layers=best)"),
+            "compose: layers=best does not fit, expected uniform or pyramid(beta=20,form=kvpress,total=exact)");
 }
 
 TEST(NearestName, OffersOnlyWhatIsNear) {
