@@ -67,7 +67,9 @@ struct PeakyHead {
   std::size_t tokens() const { return shape.prompt + shape.steps; }
   std::size_t rows() const { return shape.group * shape.steps; }
   float rounded(float x) const {
-    return shape.half ? std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xffff0000u) : x;
+    // Not `half ? masked : x`: GCC 12 drops the mask there.
+    const std::uint32_t mask = shape.half ? 0xffff0000u : 0xffffffffu;
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & mask);
   }
 
   PeakyShape shape;
