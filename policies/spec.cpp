@@ -33,7 +33,7 @@ bool is_name(std::string_view word) {
   if (word.empty() || !(std::isalpha(static_cast<unsigned char>(word[0])) != 0 || word[0] == '_'))
     return false;
   return std::all_of(word.begin(), word.end(),
-                     [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; });
+                     [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == ':'; });
 }
 
 /// Printable, on one line, and not longer than a line can bear.
