@@ -28,6 +28,10 @@ else:
     TEXT = ""
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; deselect with -m 'not slow'")
+
+
 class LeftOut(pytest.Module):
     """A test file that cannot even be imported without the recorder's packages."""
 

@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Compares kept sets with kvpress: each of its presses runs on the model, kvsim replays the counterpart on a recording.
+
+    python tests/record/compare_kvpress.py                  # records a 1,000-token prompt in float32 first
+    python tests/record/compare_kvpress.py --trace f32.h5 --only SnapKV
+
+Per press one line: the share of kvpress' kept positions that kvsim keeps too, at budgets of 5, 10, 20 and 40 % of the prompt, at the
+very token counts that kvpress keeps, and what the differences are, by kvpress' own scores. A tie: kvsim keeps another token of the very
+same score (torch.topk takes any of them; where a protected window or a block of equal ranks is larger than the budget, most are such).
+Rounding: the scores differ by less than 1e-4 of the layer's range. Count: kvpress kept a token more or less in that head, because it
+rounds a budget otherwise. Exit code 1 where less than 99.9 % of the positions are the same or tied, or where a difference has none of these reasons.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import kvpress
+import numpy as np
+import torch
+from kvpress.utils import compute_n_kept
+from kvpress_table import LEFT_OUT, PAIRS
+from transformers import AutoModelForCausalLM, DynamicCache, logging
+
+REPO = Path(__file__).resolve().parents[2]
+RATIOS = (0.95, 0.9, 0.8, 0.6)
+DEMANDED = 0.999
+ROUNDING = 1e-4  # of the range of a layer's scores
+
+
+@dataclass
+class Seen:
+    """What a press is handed at one layer."""
+
+    module: torch.nn.Module
+    kwargs: dict
+    keys: torch.Tensor
+    values: torch.Tensor
+    attention: torch.Tensor | None
+
+
+@dataclass
+class Kept:
+    """Kept positions by (layer, KV head), and the scores [Hkv, T] that the press compared, by layer."""
+
+    sets: dict = field(default_factory=dict)
+    scores: dict = field(default_factory=dict)
+
+    def tokens_per_head(self) -> float:
+        return sum(len(kept) for kept in self.sets.values()) / len(self.sets)
+
+
+class Model:
+    """The model as kvpress finds it, and what its layers saw of one prompt."""
+
+    def __init__(self, folder, ids):
+        self.folder, self.ids = folder, torch.tensor([ids])
+        self._seen = {}
+
+    def load(self, eager: bool):
+        kind = "eager" if eager else "sdpa"
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, attn_implementation=kind).eval()
+
+    def seen(self, eager: bool) -> tuple:
+        """(model, one Seen per layer), from a single pass: no press changes what a later layer sees of the prompt."""
+        if eager not in self._seen:
+            model, found = self.load(eager), []
+
+            def hook(module, _, kwargs, output):
+                layer = kwargs["past_key_values"].layers[module.layer_idx]
+                found.append(Seen(module, kwargs, layer.keys.clone(), layer.values.clone(), output[1] if eager else None))
+
+            hooks = [layer.self_attn.register_forward_hook(hook, with_kwargs=True) for layer in model.model.layers]
+            for layer in model.model.layers:
+                layer.self_attn.rotary_emb = model.model.rotary_emb
+            self.run(model)
+            for one in hooks:
+                one.remove()
+            self._seen[eager] = model, found
+        return self._seen[eager]
+
+    def run(self, model) -> DynamicCache:
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            # kvpress reads cache_position, which newer versions of the library hand on only when it is given.
+            model(input_ids=self.ids, past_key_values=cache, cache_position=torch.arange(self.ids.shape[1]), use_cache=True, logits_to_keep=1)
+        return cache
+
+
+def watch_scores(press, scores: dict, reads) -> None:
+    """Keeps the scores of the press, or of the press that it wraps; those of chunks are put together."""
+    scorer = press if hasattr(type(press), "score") else press.press
+    original, parts = scorer.score, {}
+
+    def score(module, *args, **kwargs):
+        found = original(module, *args, **kwargs)
+        seen = parts.setdefault(module.layer_idx, [])
+        seen.append(found[0].double())
+        if sum(part.shape[1] for part in seen) == module.kvsim_tokens:
+            scores[module.layer_idx] = reads(torch.cat(seen, dim=1))
+        return found
+
+    scorer.score = score
+
+
+def kept_rows(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
+    """Positions of the rows of `after` among those of `before`; keys of different positions are different."""
+    place = {row.tobytes(): i for i, row in enumerate(before.numpy())}
+    assert len(place) == len(before), "two tokens have the same key"
+    return np.sort(np.array([place[row.tobytes()] for row in after.numpy()], dtype=np.int64))
+
+
+def collect(kept: Kept, module, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Adds what stands in the cache [1, Hkv, n, d] and is not masked."""
+    masked = getattr(module, "masked_key_indices", None)
+    for head in range(before.shape[1]):
+        rows = kept_rows(before[0, head], after[0, head])
+        if masked is not None:
+            rows = np.setdiff1d(rows, masked[2][masked[1] == head].numpy())
+        kept.sets[module.layer_idx, head] = rows
+    module.masked_key_indices = None
+
+
+def press_kept(pair, ratio: float, model: Model) -> Kept:
+    """What kvpress keeps: its own hook, on what the layers saw."""
+    kept, press = Kept(), pair.press(ratio)
+    net, layers = model.seen(pair.eager)
+    for one in layers:
+        one.module.kvsim_tokens = one.keys.shape[2]
+    watch_scores(press, kept.scores, pair.score)
+    press.post_init_from_model(net)
+    for one in layers:
+        layer = SimpleNamespace(keys=one.keys, values=one.values)
+        cache = SimpleNamespace(layers={one.module.layer_idx: layer})
+        with torch.inference_mode():
+            press.forward_hook(one.module, (), one.kwargs | {"past_key_values": cache}, [None, one.attention])
+        collect(kept, one.module, one.keys, layer.keys)
+    return kept
+
+
+def kvsim_kept(kvsim: str, trace: str, spec: str, budgets: list[int], folder: Path) -> dict[int, Kept]:
+    """What kvsim keeps, by budget."""
+    command = [kvsim, "run", trace, "--policy", spec, "--budget", ",".join(map(str, budgets)), "--save", "kept", "--no-bounds",
+               "--metrics", "output_error", "--out", str(folder), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    found = {}
+    with h5py.File(folder / "kept.h5") as file:
+        for cell, budget in enumerate(file["cells/budget_tokens"][:]):
+            kept = found.setdefault(int(budget), Kept())
+            for name, layer in file[f"kept/{cell}"].items():
+                indices, offsets = layer["indices"][:].astype(np.int64), layer["offsets"][:].astype(np.int64)
+                kv_heads = int(h5py.File(trace).attrs["num_kv_heads"])
+                for head in range(kv_heads):
+                    unit = 0 if len(offsets) == 2 else head
+                    kept.sets[int(name), head] = indices[offsets[unit] : offsets[unit + 1]]
+    return found
+
+
+REASONS = ("tied", "by rounding", "by count", "unexplained")
+
+
+def differences(theirs: Kept, ours: Kept, scope: str) -> dict[str, int]:
+    """Positions that only kvpress keeps, by what kvpress' scores say of them: how near is something that kvsim kept instead?"""
+    counts = dict.fromkeys(REASONS, 0)
+    for layer in sorted({layer for layer, _ in theirs.sets}):
+        heads = [head for at, head in theirs.sets if at == layer]
+        scores = theirs.scores.get(layer)
+        groups = [[head] for head in heads] if scope == "head" else [heads]
+        for group in groups:
+            missing = [(head, t) for head in group for t in np.setdiff1d(theirs.sets[layer, head], ours.sets[layer, head])]
+            extra = [(head, t) for head in group for t in np.setdiff1d(ours.sets[layer, head], theirs.sets[layer, head])]
+            if not missing:
+                continue
+            if scores is None or not extra:
+                counts["by count" if len(missing) <= len(group) else "unexplained"] += len(missing)
+                continue
+            protected = scores.max() if scope == "head" else torch.finfo(torch.float64).max
+            plain = scores[scores < protected]
+            span = float(plain.max() - plain.min()) if len(plain) else 0.0
+            instead = np.array([float(scores[head, t]) for head, t in extra])
+            for head, t in missing:
+                gap = float(np.abs(instead - float(scores[head, t])).min())
+                counts["tied" if gap == 0 else "by rounding" if gap <= ROUNDING * span else "unexplained"] += 1
+    return counts
+
+
+
+
+def compare(name: str, pair, model: Model, options, folder: Path) -> bool:
+    """Prints the press' line; true when it agrees."""
+    theirs = {ratio: press_kept(pair, ratio, model) for ratio in RATIOS}
+    tokens = model.ids.shape[1]
+    budgets = {ratio: compute_n_kept(tokens, ratio) if pair.by_ratio else max(1, round(kept.tokens_per_head())) for ratio, kept in theirs.items()}
+    ours = kvsim_kept(options.kvsim, options.trace, pair.spec, sorted(set(budgets.values())), folder)
+    shares, why, good = [], dict.fromkeys(REASONS, 0), True
+    for ratio in RATIOS:
+        found = differences(theirs[ratio], ours[budgets[ratio]], pair.scope)
+        kept = sum(len(positions) for positions in theirs[ratio].sets.values())
+        same = kept - sum(found.values())
+        good &= same + found["tied"] >= DEMANDED * kept and found["unexplained"] == 0
+        shares.append(f"{budgets[ratio]}: {100 * same / kept:.3f} %")
+        why = {reason: why[reason] + found[reason] for reason in REASONS}
+    said = ", ".join(f"{count} {reason}" for reason, count in why.items() if count) or "none"
+    print(f"{'ok  ' if good else 'FAIL'} {name} = {pair.spec}: {', '.join(shares)}; differing positions: {said}", flush=True)
+    return good
+
+
+def record(folder: Path) -> Path:
+    """A float32 recording of the default model on the first 1,000 tokens of the repository's own text."""
+    from kvsim_record import cli, models
+
+    text = (REPO / "tests/data/harbour.txt").read_text(encoding="utf-8")
+    loaded = models.load(None, "float32", "cpu")
+    offsets = loaded.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    (folder / "prompt.txt").write_text(text[: offsets[999][1]], encoding="utf-8")
+    code = cli.main(["--prompt", str(folder / "prompt.txt"), "--dtype", "float32", "--device", "cpu", "--decode", "2", "--ignore-eos",
+                     "--output-proj", "--second-pass", "repeat", "-o", str(folder / "trace.h5"), "--quiet"])
+    if code != 0:
+        raise RuntimeError("the recording failed")
+    return folder / "trace.h5"
+
+
+def model_of(trace: str) -> Model:
+    from kvsim_record import models
+
+    models.load(None, "float32", "cpu")  # makes the folder when it is not there yet
+    folder = next(path for path in models.cache_folder().iterdir() if path.name.endswith("-float32"))
+    with h5py.File(trace) as file:
+        return Model(folder, file["tokens/id"][: file.attrs["prompt_len"]].tolist())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kvsim", default=str(REPO / "build/kvsim"))
+    parser.add_argument("--trace", help="a float32 recording of the default model, instead of making one")
+    parser.add_argument("--only", help="presses whose name contains this")
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    named = {name.split(",")[0].split(" of ")[0] for name in PAIRS} | set(LEFT_OUT)
+    forgotten = [name for name in kvpress.__all__ if name.endswith("Press") and name not in named | {"BasePress", "ScorerPress"}]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        options.trace = options.trace or str(record(folder))
+        model = model_of(options.trace)
+        print(f"kvpress {version('kvpress')}, transformers {version('transformers')}, torch {torch.__version__}; {model.ids.shape[1]} tokens")
+        good = True
+        for number, (name, pair) in enumerate(PAIRS.items()):
+            if not options.only or options.only.lower() in name.lower():
+                good &= compare(name, pair, model, options, folder / str(number))
+    for name in sorted(LEFT_OUT):
+        print(f"left out: {name}: {LEFT_OUT[name]}")
+    for name in forgotten:
+        print(f"FAIL {name}: neither compared nor left out")
+    return 0 if good and not forgotten else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
