@@ -56,6 +56,26 @@ KNOWN = {
     "noncausal": (OCHRE, "o"),
     "leverage": (VIOLET, "D"),
     "compactor": (INDIGO, "s"),
+    # Policies that evict while decoding: those with a form for the prompt keep its hue.
+    "decode:streaming_llm": (OCHRE, ">"),
+    "decode:h2o": (MAROON, "D"),
+    "decode:tova": (PURPLE, "o"),
+    "decode:keydiff": (LAVENDER, "s"),
+    "decode:knorm": (PINK, ">"),
+    "decode:scissorhands": (BLUE, "s"),
+    "decode:keyformer": (GREEN, "o"),
+    "decode:vatp": (ROSE, "D"),
+    "decode:corm": (CYAN, "p"),
+    "decode:cake": (VIOLET, "P"),
+    "decode:r_kv": (INDIGO, "o"),
+    "decode:skipkv": (OLIVE, "^"),
+    "decode:trim_kv": (LIME, "D"),
+    "decode:obcache": (OCHRE, "v"),
+    "decode:caote": (MAROON, "X"),
+    "decode:fast_caote": (PURPLE, "X"),
+    "decode:dms": (PINK, "s"),
+    "decode:decoding": (LAVENDER, "o"),
+    "decode:cam": (BLUE, "^"),
 }
 REFERENCES = ("full", "oracle_static", "oracle_topk", "oracle_output", "random")
 

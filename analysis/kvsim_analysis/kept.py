@@ -10,7 +10,8 @@ from . import hdf5
 from .errors import UserError, unknown
 
 FORMAT = "kvsim-kept"
-NEVER = 0xFFFFFFFF
+NEVER = 0xFFFFFFFF  # in evicted_at: the token stayed
+IN_PROMPT = 0xFFFFFFFE  # the token left before the first decode step
 
 
 @dataclass
@@ -18,8 +19,8 @@ class KeptSet:
     """The kept positions of one layer: `positions[u]` ascends, for unit u.
 
     `unit` says what u counts: "kv" (KV heads), "query" (query heads) or "layer" (one for all heads).
-    `evicted_at` [units, prompt + decode] is the step after which a position was gone (NEVER if it stayed),
-    for policies that evict while decoding, else None.
+    `evicted_at` [units, prompt + decode] is the step after which a position was gone (NEVER if it stayed, IN_PROMPT if it
+    left before the first step), for policies that evict while decoding, else None.
     """
 
     unit: str

@@ -1,6 +1,7 @@
 """Draws metrics over the decode steps, for chosen variants at one budget.
 
 This needs per-step values, which a run keeps only when asked: kvsim run ... --detail steps
+The metric cache_size, the tokens that a step could read, comes from the kept sets instead: kvsim run ... --save kept
 """
 
 import matplotlib
@@ -8,6 +9,7 @@ import numpy as np
 
 from .. import axes, options, output, pool, select, style
 from ..errors import UserError
+from ..holding import CACHE_SIZE, cache_sizes
 from ..page import Page
 
 NAME = "steps"
@@ -17,6 +19,8 @@ EXAMPLES = """examples:
   kvsim-plot steps runs/steps --budget 128
   kvsim-plot steps runs/steps --budget 128 --y output_error miss_rate --variant snapkv --variant h2o --smooth 8
   kvsim-plot steps runs/steps --layer 4 --kv-head 0
+  kvsim run trace.h5 --policy 'decode:{h2o,tova}' --budget 128 --detail steps --save kept --out runs/live
+  kvsim-plot steps runs/live --y cache_size miss_rate output_error
 """
 
 
@@ -61,12 +65,13 @@ def draw(source, args):
         )
     )
     for metric in metrics or ["output_error"]:
-        select.metric_info(source, metric)
-        source.detail_arrays(metric)
+        if metric != CACHE_SIZE:
+            select.metric_info(source, metric)
+            source.detail_arrays(metric)
     variants = select.Variants(source)
     chosen = variants.choose(args.policy, args.variant, not args.no_references)
     label, _ = select.budget(source, args.budget)
-    lines = {m: _lines(source, m, chosen, label, args) for m in metrics}
+    lines = {m: (_sizes if m == CACHE_SIZE else _lines)(source, m, chosen, label, args) for m in metrics}
     looks = dict(
         zip(
             chosen,
@@ -114,6 +119,15 @@ def _lines(source, metric, chosen, label, args):
     return out
 
 
+def _sizes(source, metric, chosen, label, args):
+    """{variant: [step]} of the tokens that a step could read, of the variants whose kept sets tell them."""
+    options.require(len(args.folders) == 1, "cache_size is drawn from one results folder")
+    trace = options.one_trace(source, args.trace)
+    sizes = cache_sizes(source, chosen, select.budget(source, args.budget)[1], trace, args.layer, args.kv_head)
+    options.require(sizes, f"no kept set at budget {label} for the chosen variants; run again with `kvsim run ... --save kept`")
+    return {i: _smooth(values, args.smooth) for i, values in sizes.items()}
+
+
 def _at_budget(source, cells, label):
     """Cells of the budget that select.budget found: a size, or a percentage taken of every trace's prompt."""
     number, percent = label.split()[0], label.endswith("%")
@@ -145,7 +159,7 @@ def _smooth(values, width):
 
 
 def _panel(page, ax, source, metric, drawn, looks, args):
-    unit, direction = select.metric_info(source, metric)
+    unit, direction = ("tokens", "lower") if metric == CACHE_SIZE else select.metric_info(source, metric)
     full = [i for i in drawn if str(source.variant_table["policy"][i]) == "full"]
     body = [v for i, v in drawn.items() if i not in full] or list(drawn.values())
     log = axes.y_axis(ax, np.concatenate(body), metric, linear_too=[float(np.nanmax(drawn[i])) for i in full])
