@@ -282,6 +282,7 @@ int main(int argc, char** argv) {
     print_growth(growth, specs);
     return 0;
   }
+  const bool with_guard = specs.empty();
   if (specs.empty()) {
     specs = {"lru",
              "fifo",
@@ -310,6 +311,6 @@ int main(int argc, char** argv) {
              file.empty() ? "zipf"s : file, stream.requests(), stream.unique, capacity,
              cpu_seconds() - begin);
   print_rates(stream, specs, capacity);
-  print_guard(stream, capacity);
+  if (with_guard) print_guard(stream, capacity);
   return 0;
 }
