@@ -1,0 +1,561 @@
+"""Decode-time cache policies as their formulas say, in plain numpy: what scores a token, what is protected, when it acts.
+
+Every class watches all caches of a replay (replay.py). `choose` gives one Choice per cache. Sections of the literature notes
+that a formula follows stand in the docstrings as paper and equation.
+"""
+
+import math
+
+import numpy as np
+
+from replay import Choice, keep_best, softmax
+
+
+def pooled(x, width, kind):
+    """Stride 1, padded by width // 2: maxima over what is there, means as if zeros stood beyond the ends."""
+    half = width // 2
+    windows = [x[max(0, i - half) : i + half + 1] for i in range(len(x))]
+    return np.array([w.max() if kind == "max" else w.sum() / width for w in windows])
+
+
+class Policy:
+    unit = "kv"
+    masks = False
+    shifted = False
+    prompt_rows = 1 << 30  # queries at the end of the prompt that are shown when it is read at once
+    block, prompt_end, every, buffer = 0, True, 1, 0
+
+    def __init__(self, **parameters):
+        for name, value in parameters.items():
+            assert hasattr(type(self), name), f"{type(self).__name__} has no parameter {name}"
+            setattr(self, name, value)
+
+    def start(self, trace, caches, capacity):
+        self.trace, self.caches, self.capacity = trace, caches, capacity
+        self.state = [self.fresh(cache) for cache in caches]
+
+    def fresh(self, cache):
+        return {}
+
+    def observe(self, views):
+        for view, state in zip(views, self.state):
+            self.see(view, state)
+
+    def see(self, view, state):
+        pass
+
+    def removed(self, cache, positions):
+        for name, kept in self.state[cache].items():
+            if isinstance(kept, dict):
+                for p in positions:
+                    kept.pop(p, None)
+
+    bounded = True  # holds at most its capacity after an eviction
+
+    def due(self, step):
+        """Whether a policy may evict after decode step `step`."""
+        return (step + 1) % self.every == 0
+
+    def full(self, view):
+        """Whether the cache holds so much that it is asked at all."""
+        return not self.bounded or (len(view) > view.capacity and len(view) >= view.capacity + self.buffer)
+
+    def choose(self, views, when):
+        return [self.one(v, s, when) if self.full(v) else Choice(set()) for v, s in zip(views, self.state)]
+
+    def one(self, view, state, when):
+        raise NotImplementedError
+
+
+class StreamingLlm(Policy):
+    """Sinks and the newest tokens (arXiv 2309.17453)."""
+
+    sinks = 4
+    shift = False
+
+    @property
+    def shifted(self):
+        return self.shift
+
+    def one(self, view, state, when):
+        return keep_best(view.positions, view.positions, view.capacity, sinks=self.sinks)
+
+
+class Accumulated(Policy):
+    """A sum per held token over all queries so far, and over the query heads that read the cache; the newest tokens stay,
+    of the others the best (H2O and its kin)."""
+
+    unit = "kv"
+    sinks = 0
+    recent = 0.5  # share of the capacity
+
+    def fresh(self, cache):
+        return {"sum": {}}
+
+    def term(self, view, head, row):
+        """What one query of head number `head` of the cache adds to each held token, [held]."""
+        raise NotImplementedError
+
+    def prompt(self, view, head):
+        """What all prompt queries add, [held]."""
+        return sum(self.term(view, head, i) for i in range(len(view.rows)))
+
+    def see(self, view, state):
+        total = state["sum"]
+        for head in range(len(view.heads)):
+            added = self.prompt(view, head) if view.phase == "prompt" else sum(self.term(view, head, i) for i in range(len(view.rows)))
+            for p, a in zip(view.positions.tolist(), added):
+                total[p] = total.get(p, 0.0) + a
+
+    def one(self, view, state, when):
+        score = [state["sum"][p] for p in view.positions.tolist()]
+        return keep_best(view.positions, score, view.capacity, sinks=self.sinks, recent=int(self.recent * view.capacity))
+
+
+def column_sums(view, head):
+    """Attention that each prompt token got from all prompt queries of a head: recorded sums, or from the queries."""
+    trace, cache = view.trace, view.cache
+    if cache.layer in trace.stats:
+        return trace.stats[cache.layer]["sum"][cache.heads[head]]
+    return trace.prompt_sums(cache.layer, cache.heads[head], lambda a, p: a)
+
+
+class H2o(Accumulated):
+    """Accumulated attention (arXiv 2306.14048). removal=mask: the bookkeeping of the authors' masks, which have one column more
+    than the cache: the last `recent` columns and the heaviest older tokens are visible, and what is neither loses its score,
+    but for the token that just left the recent ones, which hides for one step."""
+
+    removal = "drop"
+
+    @property
+    def masks(self):
+        return self.removal == "mask"
+
+    def term(self, view, head, row):
+        return view.attention[head][row]
+
+    def prompt(self, view, head):
+        return column_sums(view, head)
+
+    def one(self, view, state, when):
+        if not self.masks:
+            return super().one(view, state, when)
+        recent = int(self.recent * view.capacity)
+        old = view.positions[: len(view) - recent]
+        score = [state["sum"][p] for p in old.tolist()]
+        choice = keep_best(old, score, view.capacity - recent)
+        for p in choice.evict:
+            state["sum"][p] = 0.0
+        if recent and len(old) < len(view):
+            choice.evict = choice.evict | {int(view.positions[len(old)])}
+        return choice
+
+
+class Vatp(Accumulated):
+    """Accumulated attention times the L1 norm of the value (arXiv 2406.12335); the first tokens stay."""
+
+    sinks = 20
+
+    def term(self, view, head, row):
+        return view.attention[head][row] * np.abs(view.value).sum(1)
+
+    def prompt(self, view, head):
+        return column_sums(view, head) * np.abs(view.value).sum(1)
+
+
+class Tova(Policy):
+    """The newest query's attention, averaged over all query heads of the layer: one set per layer (arXiv 2401.06104)."""
+
+    prompt_rows = 1
+    newest = False
+
+    def see(self, view, state):
+        if len(view.rows):
+            state["row"] = sum(a[-1] for a in view.attention)
+
+    def choose(self, views, when):
+        if not any(self.full(view) for view in views):
+            return [Choice(set()) for _ in views]
+        out = []
+        for view in views:
+            mates = [s["row"] for v, s in zip(views, self.state) if v.cache.layer == view.cache.layer]
+            out.append(keep_best(view.positions, sum(mates) / view.trace.query_heads, view.capacity, recent=int(self.newest)))
+        return out
+
+
+class Scissorhands(Policy):
+    """Counts, over the last `history` queries, how often a token got less than its even share, 1 / t of the t tokens that the
+    query could read; over the capacity, those with the most counts leave until the share `keep` of it is left (arXiv 2305.17118)."""
+
+    history = 400
+    recent = 10
+    keep = 0.5
+
+    def fresh(self, cache):
+        return {"rows": []}
+
+    @property
+    def prompt_rows(self):
+        return self.history
+
+    def see(self, view, state):
+        for i, row in enumerate(view.rows):
+            seen = int((view.positions <= row).sum())
+            state["rows"].append({int(p): [a[i, j] * seen for a in view.attention] for j, p in enumerate(view.positions) if p <= row})
+        state["rows"] = state["rows"][-self.history :]
+
+    def one(self, view, state, when):
+        if len(view) <= view.capacity:
+            return Choice(set())
+        count, unsure = [], False
+        for p in view.positions.tolist():
+            shares = np.concatenate([row[p] for row in state["rows"] if p in row] or [[]])
+            count.append(int((shares < 1).sum()))
+            unsure |= bool((np.abs(shares - 1) < 2e-6).any())
+        choice = keep_best(view.positions, [-c for c in count], max(1, int(self.keep * view.capacity)), recent=self.recent, relative=0)
+        choice.doubtful = set(view.positions.tolist()) if unsure else set()  # ties are decided by the position, for certain
+        return choice
+
+
+class Corm(Policy):
+    """A token leaves when none of the last `window` queries gave it its even share, 1 / t of the t tokens so far (or of those
+    held); the newest `recent` stay; the cache has the size that comes of it (arXiv 2404.15949). A token is important to its
+    own query: it enters as a column of ones."""
+
+    bounded = False
+    window = 256
+    recent = 256
+    threshold = "seen"
+
+    def fresh(self, cache):
+        return {"rows": []}
+
+    @property
+    def prompt_rows(self):
+        return self.window
+
+    def see(self, view, state):
+        for i, row in enumerate(view.rows):
+            t = row + 1 if self.threshold == "seen" else int((view.positions <= row).sum())
+            state["rows"].append({int(p): max(a[i, j] for a in view.attention) * t for j, p in enumerate(view.positions) if p < row})
+        state["rows"] = state["rows"][-self.window :]
+
+    def one(self, view, state, when):
+        if len(state["rows"]) < self.window:
+            return Choice(set(), counted=False)
+        evict, doubtful = set(), set()
+        for p in view.positions[: max(0, len(view) - self.recent)].tolist():
+            share = max(row.get(p, np.inf) for row in state["rows"])
+            if share < 1:
+                evict.add(p)
+            if abs(share - 1) < 1e-5:
+                doubtful.add(p)
+        return Choice(evict, doubtful, counted=False)
+
+
+class Keyformer(Accumulated):
+    """Accumulated softmax of (logit + Gumbel noise) / temperature, which rises with every step (arXiv 2403.09054)."""
+
+    recent = 0.3
+    temperature = 1.0
+    rise = 0.01
+    seed = 0
+
+    def noise(self, cache, row, positions):
+        """Fresh Gumbel noise of one query, [held]."""
+        raise NotImplementedError
+
+    def weights(self, view, row, step):
+        heat = self.temperature + step * self.rise
+        logits = view.logits[0][row] + self.noise(view.cache, view.rows[row], view.positions)
+        return softmax(logits / heat)
+
+    def term(self, view, row):
+        step = 0 if view.phase != "step" else view.step + 1
+        return self.weights(view, row, step)
+
+    def prompt(self, view):
+        assert len(view.rows) == view.trace.prompt, "needs all prompt queries"
+        return sum(self.weights(view, i, 0) for i in range(len(view.rows)))
+
+
+class Cake(Policy):
+    """Layer budgets from the dispersion and shift of the window's attention; then the newest query's row, pooled (arXiv 2503.12491)."""
+
+    window = 32
+    gamma = 200.0
+    kernel = 5
+    tau1 = 1.0
+    tau2 = 1.0
+
+    @property
+    def prompt_rows(self):
+        return self.window
+
+    def see(self, view, state):
+        if not len(view.rows):
+            return
+        older = slice(0, max(0, len(view) - self.window))
+        if view.phase == "step":
+            rows = [a[-1:, older] for a in view.attention]
+            state["score"] = np.mean([pooled(a[0], self.kernel, "avg") for a in rows], axis=0)
+            return
+        rows = [a[:, older] for a in view.attention]
+        state["rows"] = rows
+        state["score"] = np.mean([pooled(a.mean(0) + self.gamma * a.var(0, ddof=1), self.kernel, "avg") for a in rows], axis=0)
+
+    def preference(self, rows):
+        entropy = -sum((a * np.log(a + 1e-10)).sum() for a in rows)
+        shift = sum(a.var(0, ddof=1).sum() for a in rows)
+        return entropy ** (1 / self.tau1) * shift ** (1 / self.tau2)
+
+    def budgets(self, views):
+        """Tokens of every layer beside the window, by the layers' preferences; their sum is fixed."""
+        raise NotImplementedError
+
+    def one(self, view, state, when):
+        older = view.positions[: len(view) - self.window]
+        room = state.get("budget", view.capacity - self.window)
+        choice = keep_best(older, state["score"], room)
+        return choice
+
+
+class RKv(Policy):
+    """Importance under the last queries, less redundancy of the keys (arXiv 2505.24133)."""
+
+    window = 8
+    kernel = 7
+    mix = 0.1
+    threshold = 0.5
+    interval = 128
+
+    @property
+    def prompt_rows(self):
+        return self.window
+
+    def fresh(self, cache):
+        return {"queries": [[] for _ in cache.heads]}
+
+    def see(self, view, state):
+        for g, head in enumerate(view.heads):
+            state["queries"][g] = (state["queries"][g] + [view.query(head, row) for row in view.rows])[-self.window :]
+
+    def redundancy(self, key):
+        """Softmax over tokens of the mean similarity to the other keys, the newest near-duplicate of each row left out."""
+        unit = key / np.linalg.norm(key, axis=1, keepdims=True)
+        similar = unit @ unit.T
+        np.fill_diagonal(similar, 0)
+        for row in similar:
+            above = np.flatnonzero(row > self.threshold)
+            row[above[-1] if len(above) else 0] = 0
+        return softmax(similar.mean(0))
+
+    def score(self, view, state):
+        """Z of the tokens older than the window."""
+        older = len(view) - self.window
+        logits = np.max([[view.trace.scale[view.cache.layer] * view.key[:older] @ q for q in queries] for queries in state["queries"]], axis=0)
+        importance = pooled(softmax(logits).mean(0), self.kernel, "max")
+        return self.mix * importance - (1 - self.mix) * self.redundancy(view.key)[:older]
+
+    def one(self, view, state, when):
+        if len(view) <= max(self.window, view.capacity):
+            return Choice(set())
+        score = np.concatenate([self.score(view, state), np.full(self.window, np.inf)])
+        return keep_best(view.positions, score, view.capacity, recent=self.window, absolute=2e-7)
+
+
+class TrimKv(Policy):
+    """A learned rate per token, decaying with age (arXiv 2512.03324): (tokens seen + 1 - position) log beta."""
+
+    buffer = 128
+    pool = "head"  # over what the budget is shared: head, layer or model
+
+    def age_score(self, view, when):
+        seen = view.trace.prompt + when + 1
+        log_beta = view.trace.retention[view.cache.layer][view.cache.kv_head][view.positions]
+        return (seen + 1 - view.positions) * log_beta
+
+    def choose(self, views, when):
+        score = [self.age_score(view, when) for view in views]
+        if self.pool == "head":
+            return [keep_best(v.positions, s, v.capacity) for v, s in zip(views, score)]
+        groups = {}
+        for i, view in enumerate(views):
+            groups.setdefault(view.cache.layer if self.pool == "layer" else 0, []).append(i)
+        out = [None] * len(views)
+        for members in groups.values():
+            room = self.capacity * len(members)
+            flat = [(-s, i, int(p)) for i in members for s, p in zip(score[i], views[i].positions)]
+            flat.sort()
+            kept = flat[:room]
+            near = set()
+            if len(flat) > room:
+                cut, after = -flat[room - 1][0], -flat[room][0]
+                if abs(cut - after) <= 3e-5 * max(abs(cut), abs(after)):
+                    near = {(i, p) for s, i, p in flat if abs(-s - cut) <= 3e-5 * abs(cut)}
+            for i in members:
+                held = set(views[i].positions.tolist())
+                out[i] = Choice(held - {p for _, j, p in kept if j == i}, {p for j, p in near if j == i}, counted=False)
+        return out
+
+
+class ObCache(Accumulated):
+    """First-order damage to the output when a value, a key or both are set to zero (arXiv 2510.07651)."""
+
+    what = "value"  # value, key, joint
+    recent = 0.5
+
+    def damage(self, a, s, value):
+        out = a @ value
+        vv = (value**2).sum(1)
+        of_value = a**2 * vv
+        visible = np.isfinite(s)
+        s = np.where(visible, s, 0.0)
+        of_key = (a * s) ** 2 * ((value - out) ** 2).sum(1)
+        cross = 2 * a**2 * s * (vv - value @ out)
+        return {"value": of_value, "key": of_key, "joint": of_value + of_key + cross}[self.what]
+
+    def term(self, view, row):
+        return self.damage(view.attention[0][row], view.logits[0][row], view.value)
+
+    def prompt(self, view):
+        return sum(self.term(view, i) for i in range(len(view.rows)))
+
+
+class Caote(Policy):
+    """Change of the output when one token leaves and the rest is renormalised, on the weights of a base score
+    (arXiv 2504.14051): alpha / (1 - alpha) |v - X|, X the weighted mean of the values; fast: their plain mean."""
+
+    base = "tova"  # tova: the newest query's attention; h2o: accumulated attention
+    fast = False
+
+    def fresh(self, cache):
+        return {"sum": [{} for _ in cache.heads]}
+
+    def see(self, view, state):
+        for g in range(len(view.heads)):
+            if self.base == "tova":
+                if len(view.rows):
+                    state["sum"][g] = dict(zip(view.positions.tolist(), view.attention[g][-1]))
+                continue
+            total = state["sum"][g]
+            added = view.trace.stats[view.cache.layer]["sum"][view.heads[g]] if view.phase == "prompt" and view.cache.layer in view.trace.stats else view.attention[g].sum(0)
+            for p, a in zip(view.positions.tolist(), added):
+                total[p] = total.get(p, 0.0) + a
+
+    def cost(self, alpha, value):
+        alpha = alpha / alpha.sum()
+        middle = value.mean(0) if self.fast else alpha @ value
+        with np.errstate(divide="ignore"):
+            return alpha / (1 - alpha) * np.linalg.norm(value - middle, axis=1)
+
+    def one(self, view, state, when):
+        costs = [self.cost(np.array([total[p] for p in view.positions.tolist()]), view.value) for total in state["sum"]]
+        return keep_best(view.positions, np.mean(costs, axis=0), view.capacity, absolute=1e-9)
+
+
+class KeyDiff(Policy):
+    """Keys that differ most from the mean direction of the keys held (arXiv 2504.15364)."""
+
+    def score(self, key):
+        unit = key / np.linalg.norm(key, axis=1, keepdims=True)
+        anchor = unit.mean(0)
+        return -(unit @ anchor) / np.linalg.norm(anchor)
+
+    def one(self, view, state, when):
+        return keep_best(view.positions, self.score(view.key), view.capacity, absolute=5e-7)
+
+
+class KNorm(KeyDiff):
+    """Smallest key norms (arXiv 2406.11430)."""
+
+    def score(self, key):
+        return -np.linalg.norm(key, axis=1)
+
+
+def sentences(texts, delimiters):
+    """Half-open ranges of tokens; a sentence ends with a token of `delimiters`, and the last one may be unfinished."""
+    begin, out = 0, []
+    for i, text in enumerate(texts):
+        if text in delimiters:
+            out.append((begin, i + 1))
+            begin = i + 1
+    return out, begin
+
+
+class SkipKv(RKv):
+    """R-KV, and whole sentences that a later one repeats sink below everything else (arXiv 2512.07993)."""
+
+    sentence_threshold = 0.95
+    delimiters = ("\n", "\n\n", ".", ".\n", ".\n\n", ")\n\n", "?\n\n")
+
+    def embedding(self, begin, end):
+        mean = self.trace.final_hidden[begin:end].mean(0)
+        return mean / np.linalg.norm(mean)
+
+    def penalties(self, seen):
+        """Sentence -> similarity, among the sentences complete within the first `seen` tokens: the earlier one of a pair is
+        marked, and the latest mark stays."""
+        complete, _ = sentences(self.trace.texts[:seen], self.delimiters)
+        vectors = [self.embedding(b, e) for b, e in complete]
+        marks = {}
+        for j in range(len(complete)):
+            for i in range(j):
+                similar = float(vectors[i] @ vectors[j])
+                if similar > self.sentence_threshold:
+                    marks[complete[i]] = similar
+        return marks
+
+    def score(self, view, state):
+        z = super().score(view, state)
+        seen = view.trace.prompt + (view.step + 1 if view.step is not None else 0)
+        older = view.positions[: len(z)]
+        for (begin, end), similar in self.penalties(seen).items():
+            inside = (older >= begin) & (older < end)
+            if inside.sum() >= 2:
+                z[inside] -= similar
+        return z
+
+
+class Dms(Policy):
+    """Every token is judged once, when it leaves the window: below the threshold it goes (kvpress' DMS press)."""
+
+    threshold = 0.0
+    window = 128
+
+    def token_scores(self, view, positions):
+        raise NotImplementedError
+
+    def fresh(self, cache):
+        return {"judged": set()}
+
+    def one(self, view, state, when):
+        newest = view.trace.prompt + when
+        leaving = [int(p) for p in view.positions if p <= newest - self.window and int(p) not in state["judged"]]
+        score = self.token_scores(view, leaving)
+        state["judged"] |= set(leaving)
+        evict = {p for p, s in zip(leaving, score) if s < self.threshold}
+        doubtful = {p for p, s in zip(leaving, score) if abs(s - self.threshold) <= 1e-5 * abs(self.threshold)}
+        return Choice(evict, doubtful, counted=False)
+
+
+class Decoding(Policy):
+    """A prompt-time score on the whole cache, every `interval` steps down to the target (kvpress' decoding press)."""
+
+    prompt_end = False
+    every = 512
+
+    def slot_scores(self, view):
+        raise NotImplementedError
+
+    def one(self, view, state, when):
+        return keep_best(view.positions, self.slot_scores(view), view.capacity, absolute=5e-7)
+
+
+class Cam(Decoding):
+    """Decoding with the worst tokens' values spread over the tokens kept after them (kvpress' CAM press)."""
+
+    window = 32
+
+    def draw(self, cache, when, position):
+        raise NotImplementedError
