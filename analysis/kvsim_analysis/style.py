@@ -59,6 +59,7 @@ NAMES = {
     "miss_rate_50": "miss rate (c = 0.5)",
     "miss_rate_99": "miss rate (c = 0.99)",
     "evidence_recall": "evidence recall",
+    "score_truth": "score truth",
     "resident_tokens": "resident tokens",
     "resident_bytes": "resident bytes",
     "resident_union_bytes": "resident bytes, distinct",

@@ -67,6 +67,8 @@ SKILL = {
     "chunkkv": 0.74,
     "observed_attention": 0.56,
     "external": 0.35,
+    "laq": 0.84,
+    "laq_pp": 0.86,
     "compose": 0.53,
 }
 
@@ -331,7 +333,7 @@ def _detail(file, table, values, decode, seed):
         + 0.25 * np.sin(np.arange(decode) / 5.0)
         + np.random.default_rng(seed).normal(size=(len(table["trace"]), decode)) * 0.2
     )
-    for name in ("output_error", "miss_rate"):
+    for name in ("output_error", "miss_rate", "query_consistency"):
         file["detail"].create_dataset(
             name, data=np.maximum(values[name][:, None] * np.maximum(wave, 0.05), 1e-9).astype(np.float32)
         )

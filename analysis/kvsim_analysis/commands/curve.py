@@ -63,11 +63,11 @@ def draw(source, args):
         )
     )
     page = Page(len(gathered), args.theme)
-    ends = _x_range(source, gathered)
+    ends = x_range(source, gathered)
     line = _prompt_line(source, args.x, ends)
     for ax, (metric, data) in zip(page.axes, gathered.items()):
         axes.log_x(ax, args.x, ends[0], max(ends[1], line or 0), page.size[0])
-        _panel(page, ax, source, metric, data, looks, args)
+        panel(page, ax, source, metric, data, looks, args)
         if line:
             ax.axvline(line, color=page.theme["faint"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     drawn = [i for i in chosen if any(i in d.curves for d in gathered.values())]
@@ -125,10 +125,10 @@ def _metrics(source, args):
     return found
 
 
-def _x_range(source, gathered):
+def x_range(source, gathered):
     """Smallest and largest x of the variants; `full`, drawn as a level, counts only when there is nothing else."""
     shown = [(i, c) for d in gathered.values() for i, c in d.curves.items()]
-    shown = [c for i, c in shown if not _is_full(source, i)] or [c for _, c in shown]
+    shown = [c for i, c in shown if not is_full(source, i)] or [c for _, c in shown]
     xs = [c.x[np.isfinite(c.x) & (c.x > 0)] for c in shown]
     xs = np.concatenate(xs) if xs else np.array([])
     if not len(xs):
@@ -148,16 +148,17 @@ def _prompt_line(source, x, ends):
     return at if ends[0] < at <= 1.7 * ends[1] else None
 
 
-def _panel(page, ax, source, metric, data, looks, args):
+def panel(page, ax, source, metric, data, looks, args):
+    """Draws the curves of one metric into a panel; `looks` by variant."""
     unit, direction = select.metric_info(source, metric)
-    body = [c.mean for i, c in data.curves.items() if not _is_full(source, i)] or [c.mean for c in data.curves.values()]
-    levels = [np.nanmedian(c.mean) for i, c in data.curves.items() if _is_full(source, i) and np.isfinite(c.mean).any()]
+    body = [c.mean for i, c in data.curves.items() if not is_full(source, i)] or [c.mean for c in data.curves.values()]
+    levels = [np.nanmedian(c.mean) for i, c in data.curves.items() if is_full(source, i) and np.isfinite(c.mean).any()]
     log = axes.y_axis(ax, np.concatenate(body), metric, linear_too=levels)
     crowded = sum(not looks[i].reference for i in data.curves) > CROWDED
     note = f"{direction} is better"
     for i, curve in data.curves.items():
         look = looks[i]
-        if _is_full(source, i):
+        if is_full(source, i):
             level = float(np.nanmedian(curve.mean)) if np.isfinite(curve.mean).any() else np.nan
             if log and not level > ax.get_ylim()[0]:
                 note += f"; full ({level:.0e}) lies below" if level > 0 else "; full (0) lies below"
@@ -182,7 +183,7 @@ def _panel(page, ax, source, metric, data, looks, args):
     page.panel_note(ax, note)
 
 
-def _is_full(source, variant):
+def is_full(source, variant):
     return str(source.variant_table["policy"][variant]) == "full"
 
 

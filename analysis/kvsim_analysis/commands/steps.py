@@ -71,7 +71,7 @@ def draw(source, args):
     variants = select.Variants(source)
     chosen = variants.choose(args.policy, args.variant, not args.no_references)
     label, _ = select.budget(source, args.budget)
-    lines = {m: (_sizes if m == CACHE_SIZE else _lines)(source, m, chosen, label, args) for m in metrics}
+    lines = {m: (_sizes if m == CACHE_SIZE else lines_of)(source, m, chosen, label, args) for m in metrics}
     looks = dict(
         zip(
             chosen,
@@ -80,7 +80,7 @@ def draw(source, args):
     )
     page = Page(len(metrics), args.theme, columns=2, size=(4.6, 2.7) if len(metrics) > 1 else (6.2, 3.2))
     for ax, (metric, drawn) in zip(page.axes, lines.items()):
-        _panel(page, ax, source, metric, drawn, looks, args)
+        panel(page, ax, source, metric, drawn, looks, args)
     seen = [i for i in chosen if any(i in d for d in lines.values())]
     page.legend([looks[i] for i in seen if not looks[i].reference])
     page.legend([looks[i] for i in seen if looks[i].reference], "references")
@@ -97,7 +97,7 @@ def draw(source, args):
     return page.finish()
 
 
-def _lines(source, metric, chosen, label, args):
+def lines_of(source, metric, chosen, label, args):
     """{variant: [step]} of means over the chosen cells, smoothed."""
     cells, values = source.detail_arrays(metric)
     trace = options.one_trace(source, args.trace)
@@ -158,7 +158,8 @@ def _smooth(values, width):
         return np.convolve(np.where(present, values, 0), kernel, "same") / count
 
 
-def _panel(page, ax, source, metric, drawn, looks, args):
+def panel(page, ax, source, metric, drawn, looks, args):
+    """Draws lines over the decode steps into a panel; `looks` by variant."""
     unit, direction = ("tokens", "lower") if metric == CACHE_SIZE else select.metric_info(source, metric)
     full = [i for i in drawn if str(source.variant_table["policy"][i]) == "full"]
     body = [v for i, v in drawn.items() if i not in full] or list(drawn.values())
