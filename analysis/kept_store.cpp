@@ -97,6 +97,10 @@ void write_kept_sets(h5::File& file, const PartSet& parts) {
         group.set_attribute("unit", kept.unit);
         group.write_column("indices", kept.indices);
         group.write_column("offsets", kept.offsets);
+        if (!kept.evicted_at.empty()) {  // [units, T + S]
+          const h5::Shape origin{0, 0}, shape{kept.offsets.size() - 1, kept.evicted_at.size() / (kept.offsets.size() - 1)};
+          group.create_dataset("evicted_at", h5::Element::uint32, shape).write_raw(origin, shape, std::as_bytes(std::span(kept.evicted_at)));
+        }
       }
     }
   }

@@ -74,9 +74,10 @@ struct Columns {
   std::vector<std::string> failure;
   std::vector<std::uint32_t> kept_variant, kept_budget;
   std::vector<std::uint8_t> kept_unit;
-  std::vector<std::uint64_t> kept_indices, kept_offsets;  // how many each set has
+  std::vector<std::uint64_t> kept_indices, kept_offsets, kept_evicted;  // how many each set has
   std::vector<std::uint32_t> indices;
   std::vector<std::uint64_t> offsets;
+  std::vector<std::uint32_t> evicted_at;
   std::vector<std::uint32_t> detail_head, detail_variant, detail_budget, detail_metric, detail_steps;
   std::vector<float> steps;
 
@@ -112,6 +113,8 @@ struct Columns {
     visit("kept/offset_count", c.kept_offsets);
     visit("kept/indices", c.indices);
     visit("kept/offsets", c.offsets);
+    visit("kept/evicted_count", c.kept_evicted);
+    visit("kept/evicted_at", c.evicted_at);
     visit("detail/kv_head", c.detail_head);
     visit("detail/variant", c.detail_variant);
     visit("detail/budget", c.detail_budget);
@@ -178,6 +181,8 @@ void add_kept(const UnitResult& result, Columns& c) {
     c.kept_offsets.push_back(kept.offsets.size());
     c.indices.insert(c.indices.end(), kept.indices.begin(), kept.indices.end());
     c.offsets.insert(c.offsets.end(), kept.offsets.begin(), kept.offsets.end());
+    c.kept_evicted.push_back(kept.evicted_at.size());
+    c.evicted_at.insert(c.evicted_at.end(), kept.evicted_at.begin(), kept.evicted_at.end());
   }
 }
 
@@ -494,26 +499,31 @@ std::vector<KeptSet> PartReader::kept() const {
   const auto offset_count = s.column<std::uint64_t>("kept/offset_count");
   const auto indices = s.column<std::uint32_t>("kept/indices");
   const auto offsets = s.column<std::uint64_t>("kept/offsets");
+  const auto evicted_count = s.column<std::uint64_t>("kept/evicted_count");
+  const auto evicted_at = s.column<std::uint32_t>("kept/evicted_at");
   const std::size_t n = cells.size();
-  s.check(unit.size() == n && index_count.size() == n && offset_count.size() == n,
+  s.check(unit.size() == n && index_count.size() == n && offset_count.size() == n && evicted_count.size() == n,
           "the columns of /kept differ in length");
   std::vector<KeptSet> kept;
-  std::size_t at = 0, offset_at = 0;
+  std::size_t at = 0, offset_at = 0, evicted = 0;
   for (std::size_t i = 0; i < n; ++i) {
     s.check(unit[i] < std::size(kUnits) && index_count[i] <= indices.size() - at &&
-                offset_count[i] <= offsets.size() - offset_at,
+                offset_count[i] <= offsets.size() - offset_at && evicted_count[i] <= evicted_at.size() - evicted,
             "/kept makes no sense");
     if (cells[i].variant != kNotInRun) {
       const auto* first = indices.data() + at;
       const auto* first_offset = offsets.data() + offset_at;
+      const auto* first_evicted = evicted_at.data() + evicted;
       kept.push_back({cells[i].variant,
                       cells[i].budget,
                       kUnits[unit[i]],
                       {first, first + index_count[i]},
-                      {first_offset, first_offset + offset_count[i]}});
+                      {first_offset, first_offset + offset_count[i]},
+                      {first_evicted, first_evicted + evicted_count[i]}});
     }
     at += index_count[i];
     offset_at += offset_count[i];
+    evicted += evicted_count[i];
   }
   return kept;
 }

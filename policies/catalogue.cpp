@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "policies/registry.h"
+#include "policies/stepwise/stepwise_registry.h"
 
 namespace kvsim {
 namespace {
@@ -96,6 +97,7 @@ std::string policy_table(TableFormat format, bool all) {
     if (all)
       rows.back().insert(rows.back().end(), {parameters_text(traits->name), std::string(traits->reference)});
   }
+  for (auto& row : stepwise_policy_rows(all)) rows.push_back(std::move(row));
   return format_table(rows, format);
 }
 

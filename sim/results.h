@@ -103,6 +103,7 @@ struct KeptSet {
   std::string unit;  // kv, query, layer
   std::vector<std::uint32_t> indices;   // ascending inside a unit
   std::vector<std::uint64_t> offsets;   // [units + 1]
+  std::vector<std::uint32_t> evicted_at;  // decode-time policies: [units * (T + S)], else empty; see kNeverEvicted
 };
 
 /// Per-step arrays of one row metric: mean over the group's query heads, [steps].

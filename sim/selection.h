@@ -8,13 +8,15 @@
 #include <vector>
 
 #include "policies/policy.h"
+#include "policies/stepwise/stepwise_policy.h"
 #include "sim/results.h"
 
 namespace kvsim {
 
 /// A policy with its parameters, as one line of a sweep.
 struct Variant {
-  std::unique_ptr<Policy> policy;
+  std::unique_ptr<Policy> policy;            // a prompt-time policy, or
+  std::unique_ptr<StepwisePolicy> stepwise;  // a decode-time one: one of the two
   VariantEntry entry;
 };
 

@@ -7,6 +7,7 @@
 #include "policies/catalogue.h"
 #include "policies/paging/page_registry.h"
 #include "policies/registry.h"
+#include "policies/stepwise/stepwise_registry.h"
 #include "sim/cli/options.h"
 #include "sim/results.h"
 
@@ -17,8 +18,8 @@ constexpr const char* kUsage =
     "usage: kvsim help NAME\n\n"
     "Explains a policy (parameters, reference, budget, what to record), a metric (formula, unit, "
     "direction),\n"
-    "a page policy or a subcommand. A name that both kinds of policy have means the prompt-time one;\n"
-    "pages:NAME means the other.\n"
+    "a page policy or a subcommand. A name that several kinds of policy have means the prompt-time one;\n"
+    "decode:NAME means the decode-time one, pages:NAME the page policy.\n"
     "'kvsim list policies' and 'kvsim list metrics' show the names; 'kvsim SUBCOMMAND --help' explains a "
     "subcommand.\n";
 
@@ -61,6 +62,7 @@ constexpr Subcommand kSubcommands[] = {
   std::vector<std::string> names;
   for (const PolicyTraits* traits : all_policies()) names.emplace_back(traits->name);
   for (const MetricInfo& metric : all_metrics()) names.emplace_back(metric.name);
+  for (const StepTraits* traits : all_stepwise_policies()) names.push_back(std::string(kDecodePrefix) + std::string(traits->name));
   for (const PageTraits* traits : all_page_policies()) names.emplace_back(traits->name);
   const std::string near = nearest_name(name, names);
   throw UserError("nothing is named '{}'{}; 'kvsim list policies' and 'kvsim list metrics' show them", name,
@@ -90,6 +92,8 @@ int help_command(const Arguments& arguments) {
       std::find_if(metrics.begin(), metrics.end(), [&](const MetricInfo& m) { return m.name == name; });
   if (find_policy(name) != nullptr) {
     fmt::print("{}", policy_page(name));
+  } else if (is_stepwise_name(name)) {
+    fmt::print("{}", stepwise_policy_page(name));
   } else if (metric != metrics.end()) {
     fmt::print("{}", metric_page(*metric));
   } else if (is_page_policy(name) || name.starts_with(kPages)) {

@@ -10,6 +10,7 @@
 #include "kernels/replay.h"
 #include "sim/cli/options.h"
 #include "sim/cli/run_setup.h"
+#include "sim/stepwise/stepwise_unit.h"
 
 namespace kvsim {
 namespace {
@@ -46,7 +47,7 @@ constexpr double kOverhead = 1.6;
 void print_variants(const PreparedRun& run) {
   for (std::uint32_t v = 0; v < run.variants.size(); ++v) {
     const VariantEntry& entry = run.variants[v].entry;
-    std::string note = "one pass for all budgets";
+    std::string note = entry.nested || run.variants[v].policy ? "one pass for all budgets" : "step by step, a pass per budget";
     if (entry.automatic) note += ", reference";
     for (const Refusal& refusal : run.record.refusals)
       if (refusal.variant == v) note = "refused: " + refusal.message;
@@ -70,9 +71,21 @@ int plan_command(const Arguments& arguments) {
   for (const std::size_t u : mine) {
     const UnitPlan& unit = run.units[u];
     const TraceInfo& info = run.traces[unit.trace].info();
-    std::vector<const Variant*> variants;
-    for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace))) variants.push_back(&run.variants[v]);
+    std::vector<const Variant*> variants, stepwise;
+    for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace)))
+      (run.variants[v].stepwise ? stepwise : variants).push_back(&run.variants[v]);
     const std::size_t hidden = run.projected_size(unit);
+    if (!stepwise.empty()) {
+      const LayerInfo& layer = info.layers[unit.layer_ordinal];
+      const BlockRequest request = stepwise_block_request(stepwise, info, layer, hidden > 0);
+      memory = std::max(memory, plan_stepwise_memory(make_layer_context(info, unit.layer_ordinal), request, stepwise,
+                                                     description.traces[unit.trace].budgets.size(), hidden, run.options.threads, run.options.memory).bytes);
+      bytes += unit.bytes;
+      if (variants.empty()) {
+        cost += unit.cost;
+        continue;
+      }
+    }
     const BlockRequest request = block_request(variants, info, info.layers[unit.layer_ordinal], hidden > 0);
     const UnitMemory plan = plan_memory(make_layer_context(info, unit.layer_ordinal), request, variants,
                                         description.traces[unit.trace].budgets.size(), hidden, run.options.threads, run.options.memory);

@@ -16,13 +16,14 @@
 #include "sim/cli/progress.h"
 #include "sim/cli/run_setup.h"
 #include "sim/cli/stop_request.h"
+#include "sim/stepwise/stepwise_unit.h"
 
 namespace kvsim {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Variants of a unit that lack the same budgets, so that nothing is computed twice.
+/// Variants of a unit of one kind (prompt-time or decode-time) that lack the same budgets, so that nothing is computed twice.
 struct Job {
   UnitPlan unit;
   std::vector<std::uint32_t> variants, budgets;  // indices into the description
@@ -61,6 +62,13 @@ void plan_job(const PreparedRun& run, Job& job) {
   const TraceInfo& info = run.traces[job.unit.trace].info();
   const std::vector<const Variant*> variants = variants_of(run, job);
   const std::size_t hidden = run.projected_size(job.unit);
+  if (!variants.empty() && variants.front()->stepwise) {
+    const LayerContext layer = make_layer_context(info, job.unit.layer_ordinal);
+    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal], hidden > 0);
+    const StepwiseMemory memory = plan_stepwise_memory(layer, job.request, variants, job.budgets.size(), hidden, run.options.threads, run.options.memory);
+    job.memory = {true, memory.step_chunk, variants.size(), memory.bytes};
+    return;
+  }
   job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], hidden > 0);
   job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), hidden,
                            run.options.threads, run.options.memory);
@@ -77,7 +85,10 @@ std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartIn
     for (const CellId& cell : found->second) budgets_of_variant[cell.variant].push_back(cell.budget);
     const std::size_t first = jobs.size();
     for (const auto& [variant, budgets] : budgets_of_variant) {
-      const auto same = std::find_if(jobs.begin() + static_cast<std::ptrdiff_t>(first), jobs.end(), [&](const Job& job) { return job.budgets == budgets; });
+      const bool stepwise = run.variants[variant].stepwise != nullptr;
+      const auto same = std::find_if(jobs.begin() + static_cast<std::ptrdiff_t>(first), jobs.end(), [&, &wanted = budgets](const Job& job) {
+        return job.budgets == wanted && (run.variants[job.variants.front()].stepwise != nullptr) == stepwise;
+      });
       if (same != jobs.end()) {
         same->variants.push_back(variant);
       } else {
@@ -87,6 +98,23 @@ std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartIn
     for (std::size_t j = first; j < jobs.size(); ++j) plan_job(run, jobs[j]);
   }
   return jobs;
+}
+
+/// What the variants declared beside the tensors of heads.
+StepwiseInputs read_inputs(const TraceReader& reader, std::size_t layer, std::span<const Variant* const> variants) {
+  const TraceInfo& info = reader.info();
+  StepNeed needs = StepNeed::none;
+  for (const Variant* variant : variants) needs = needs | variant->stepwise->needs();
+  StepwiseInputs inputs;
+  if (has(needs, StepNeed::token_text)) {
+    inputs.token_text = info.token_text;
+    inputs.token_id = info.token_id;
+  }
+  if (has(needs, StepNeed::final_hidden)) inputs.final_hidden = reader.read_final_hidden(0, info.tokens());
+  if (has(needs, StepNeed::hidden)) inputs.hidden = reader.read_hidden(layer, 0, info.tokens());
+  if (has(needs, StepNeed::retention))
+    for (std::size_t l = 0; l < info.layers.size(); ++l) inputs.retention.push_back(reader.read_retention(l));
+  return inputs;
 }
 
 UnitResult run_job(const PreparedRun& run, const Job& job, BlockSource& source) {
@@ -100,7 +128,9 @@ UnitResult run_job(const PreparedRun& run, const Job& job, BlockSource& source) 
   settings.fail_fast = run.options.fail_fast;
   settings.memory = job.memory;
   const LayerContext layer = make_layer_context(run.traces[job.unit.trace].info(), job.unit.layer_ordinal);
-  UnitResult result = replay_unit(layer, settings, source);
+  UnitResult result = settings.variants.front()->stepwise
+                          ? replay_stepwise_unit(layer, settings, read_inputs(run.traces[job.unit.trace], job.unit.layer_ordinal, settings.variants), source)
+                          : replay_unit(layer, settings, source);
   result.trace = job.unit.id.trace;
   // The unit counted its own variants and budgets; results count those of the whole run.
   const auto renumber = [&](auto& items) {
@@ -258,9 +288,12 @@ int run_command(const Arguments& arguments) {
   PreparedRun run = prepare_run(std::move(*options));
   check_size(run);
   for (const UnitPlan& unit : run.units) {  // refuse before anything is written
-    Job job{unit, run.served(static_cast<std::uint32_t>(unit.trace)), {}, {}, {}};
-    job.budgets.resize(run.record.description.traces[unit.trace].budgets.size());
-    plan_job(run, job);
+    Job of_kind[2]{{unit, {}, {}, {}, {}}, {unit, {}, {}, {}, {}}};
+    for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace))) of_kind[run.variants[v].stepwise ? 1 : 0].variants.push_back(v);
+    for (Job& job : of_kind) {
+      job.budgets.resize(run.record.description.traces[unit.trace].budgets.size());
+      if (!job.variants.empty()) plan_job(run, job);
+    }
   }
   claim_folder(run);
   print_notes(run);

@@ -15,7 +15,9 @@
 #include "kernels/error.h"
 #include "kernels/replay.h"
 #include "policies/registry.h"
+#include "policies/stepwise/stepwise_registry.h"
 #include "sim/budget.h"
+#include "sim/stepwise/stepwise_unit.h"
 
 namespace kvsim {
 namespace {
@@ -28,6 +30,18 @@ std::string hex_hash(const std::string& text) {
 
 Variant make_variant(const SpecValue& spec, Resources& resources, bool automatic) {
   Variant variant;
+  if (is_stepwise_name(spec.text)) {
+    variant.stepwise = bind_stepwise_policy(spec);
+    const std::string label = canonical_spec(*variant.stepwise);
+    try {
+      variant.stepwise->prepare(resources);
+    } catch (const UserError& error) {
+      throw UserError("{}: {}", label, error.what());
+    }
+    const StepTraits& traits = variant.stepwise->traits();
+    variant.entry = {hex_hash(label), std::string(kDecodePrefix) + std::string(traits.name), label, std::string(traits.reference), traits.stack, false, automatic};
+    return variant;
+  }
   variant.policy = bind_policy(spec);
   const std::string label = canonical_spec(*variant.policy);
   try {
@@ -123,12 +137,14 @@ void refuse_what_cannot_run(PreparedRun& run) {
   for (std::uint32_t t = 0; t < run.traces.size(); ++t) {
     const TraceInfo& info = run.traces[t].info();
     for (std::uint32_t v = 0; v < run.variants.size(); ++v) {
-      const Policy& policy = *run.variants[v].policy;
-      std::string why = scope_refusal(policy, run.options.budget_scope);
+      const Variant& variant = run.variants[v];
+      std::string why = variant.policy ? scope_refusal(*variant.policy, run.options.budget_scope) : std::string();
       for (std::size_t l = 0; l < info.layers.size() && why.empty(); ++l) {
-        why = missing_need(policy, info, info.layers[l]);
+        why = variant.policy ? missing_need(*variant.policy, info, info.layers[l]) : missing_step_need(*variant.stepwise, info, info.layers[l]);
         try {
-          if (why.empty()) policy.check(make_layer_context(info, l).geometry);
+          const LayerGeometry geometry = make_layer_context(info, l).geometry;
+          if (why.empty() && variant.policy) variant.policy->check(geometry);
+          if (why.empty() && variant.stepwise) variant.stepwise->check(geometry);
         } catch (const UserError& error) {
           why = fmt::format("cannot be used: {}", error.what());
         }
