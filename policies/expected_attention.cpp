@@ -6,7 +6,8 @@
 // every key follows in closed form: z = mu.k / sqrt(d) + k' Sigma k / (2 d), softmax over the tokens after
 // the sinks, mean over the group, (s + epsilon) * |v|. The logit scale is 1/sqrt(d) even where a model has
 // its own, as in kvpress. Channels that the rotary embedding leaves alone are left alone here, where kvpress
-// rotates whole heads.
+// rotates whole heads. expected_attention_stats (kvpress's ExpectedAttentionStatsPress) takes the statistics of other
+// prompts' queries from a file, which `kvsim trace queries` makes of traces.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -14,55 +15,26 @@
 
 #include "kernels/error.h"
 #include "kernels/replay.h"
+#include "policies/layer_array.h"
+#include "policies/mean_rotation.h"
+#include "policies/products.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
 
 namespace kvsim {
 namespace {
 
+constexpr PolicyTraits kStatsTraits{
+    .name = "expected_attention_stats",
+    .summary = "expected attention with the query statistics of other prompts, from a file",
+    .reference = "arXiv:2510.00636; kvpress ExpectedAttentionStatsPress",
+    .accounting = "sinks are kept first and count towards the budget"};
+
 constexpr PolicyTraits kTraits{
     .name = "expected_attention",
     .summary = "attention expected from Gaussian future queries, times value norms",
     .reference = "arXiv:2510.00636; kvpress ExpectedAttentionPress",
     .accounting = "sinks are kept first and count towards the budget"};
-
-/// Mean rotation over positions first .. first + count - 1: channel a[i] and b[i] turn by a scaled angle
-/// whose mean cosine and sine these are.
-struct MeanRotation {
-  std::vector<std::size_t> a, b;
-  std::vector<double> cosine, sine;
-};
-
-MeanRotation mean_rotation(const Rope& rope, std::size_t first, std::size_t count) {
-  MeanRotation out;
-  if (rope.layout == Rope::Layout::none) return out;
-  const std::size_t pairs = rope.inverse_frequency.size();
-  const bool half = rope.layout == Rope::Layout::half;
-  for (std::size_t i = 0; i < pairs; ++i) {
-    out.a.push_back(half ? i : 2 * i);
-    out.b.push_back(half ? i + pairs : 2 * i + 1);
-    double cosine = 0, sine = 0;
-    for (std::size_t p = first; p < first + count; ++p) {
-      const double angle = static_cast<double>(p) * static_cast<double>(rope.inverse_frequency[i]);
-      cosine += std::cos(angle);
-      sine += std::sin(angle);
-    }
-    out.cosine.push_back(cosine / static_cast<double>(count) * rope.attention_scaling);
-    out.sine.push_back(sine / static_cast<double>(count) * rope.attention_scaling);
-  }
-  return out;
-}
-
-/// x <- R x for the vector at x[0], x[stride], ...
-void rotate(const MeanRotation& r, double* x, std::size_t stride) {
-  for (std::size_t i = 0; i < r.a.size(); ++i) {
-    double& left = x[r.a[i] * stride];
-    double& right = x[r.b[i] * stride];
-    const double turned = r.cosine[i] * left - r.sine[i] * right;
-    right = r.sine[i] * left + r.cosine[i] * right;
-    left = turned;
-  }
-}
 
 /// Rotated mean and covariance of one query head's queries, the covariance with the factor 1 / (2 d) of the
 /// logit.
@@ -74,24 +46,16 @@ struct FutureQueries {
 FutureQueries future_queries(const QueryStats& stats, const MeanRotation& rotation, bool use_covariance) {
   const std::size_t d = stats.mean.size();
   FutureQueries out{{stats.mean.begin(), stats.mean.end()}, {}};
-  rotate(rotation, out.mean.data(), 1);
+  rotation.apply(out.mean.data(), 1);
   if (!use_covariance) return out;
   std::vector<double> sigma(d * d);
   for (std::size_t r = 0; r < d; ++r)
     std::copy_n(stats.covariance.row(r), d, sigma.begin() + static_cast<std::ptrdiff_t>(r * d));
-  for (std::size_t c = 0; c < d; ++c) rotate(rotation, sigma.data() + c, d);      // R Sigma
-  for (std::size_t r = 0; r < d; ++r) rotate(rotation, sigma.data() + r * d, 1);  // (R Sigma) R'
+  for (std::size_t c = 0; c < d; ++c) rotation.apply(sigma.data() + c, d);      // R Sigma
+  for (std::size_t r = 0; r < d; ++r) rotation.apply(sigma.data() + r * d, 1);  // (R Sigma) R'
   out.covariance = Matrix<float>(d, d);
   for (std::size_t i = 0; i < d * d; ++i) {
     out.covariance(i / d, i % d) = static_cast<float>(sigma[i] / (2 * static_cast<double>(d)));
-  }
-  return out;
-}
-
-Matrix<float> transposed(MatrixView<const float> keys) {
-  Matrix<float> out(keys.cols, keys.rows, kRowPad);
-  for (std::size_t t = 0; t < keys.rows; ++t) {
-    for (std::size_t c = 0; c < keys.cols; ++c) out(c, t) = keys(t, c);
   }
   return out;
 }
@@ -121,6 +85,7 @@ std::vector<double> expected_weights(const Matrix<float>& keys, const FutureQuer
   return z;
 }
 
+template <bool from_file>
 struct ExpectedAttention final : Policy {
   std::uint32_t future_ = 512;
   std::uint32_t sinks_ = 4;
@@ -128,9 +93,12 @@ struct ExpectedAttention final : Policy {
   bool vnorm_ = true;
   double epsilon_ = 0;
   std::size_t group_ = 0;
+  std::string file_;  // only with from_file
+  LayerArray mean_of_file_, covariance_of_file_;
 
-  const PolicyTraits& traits() const override { return kTraits; }
+  const PolicyTraits& traits() const override { return from_file ? kStatsTraits : kTraits; }
   void fields(FieldVisitor& f) override {
+    if (from_file) f.text("file", file_, "HDF5 file with /query_mean and /query_covariance, as 'kvsim trace queries' writes it");
     f.number("future", future_, 1, 1u << 20, "positions after the prompt that the expectation covers");
     f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(),
              "first tokens that are always kept");
@@ -139,9 +107,22 @@ struct ExpectedAttention final : Policy {
     f.number("epsilon", epsilon_, 0.0, 1e6, "added to the attention before the value norm");
     f.choice("group", group_, kGroupChoices, "how the query heads of a KV head are joined");
   }
+  void prepare(Resources& resources) override {
+    if (!from_file) return;
+    if (file_.empty())
+      throw UserError("expected_attention_stats needs a file: make one with 'kvsim trace queries TRACE... --out queries.h5'");
+    mean_of_file_.load(resources, file_, "/query_mean");
+    if (covariance_) covariance_of_file_.load(resources, file_, "/query_covariance");
+  }
   Need needs() const override {
-    const Need needs = Need::keys | Need::query_stats;
+    const Need needs = from_file ? Need::keys : Need::keys | Need::query_stats;
     return vnorm_ ? needs | Need::values : needs;
+  }
+  void check(const LayerGeometry& layer) const override {
+    const std::size_t heads = layer.kv_heads * layer.group, d = layer.key_dim;
+    if (mean_of_file_.loaded()) mean_of_file_.check(layer, {heads, d}, "layers, query heads, channels");
+    if (covariance_of_file_.loaded())
+      covariance_of_file_.check(layer, {heads, d, d}, "layers, query heads, channels, channels");
   }
 
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
@@ -152,15 +133,10 @@ struct ExpectedAttention final : Policy {
                       sinks_, sinks_, tokens);
     }
     const Matrix<float> keys = transposed(head.keys().rows_from(sinks_, tokens - sinks_));
-    const MeanRotation rotation = mean_rotation(head.rope(), tokens, future_);
+    const MeanRotation rotation(head.rope(), tokens, future_);
     std::vector<std::vector<double>> rows;
     for (std::size_t h = 0; h < layer.group; ++h) {
-      const QueryStats stats = head.query_stats(h);
-      if (stats.sinks != sinks_) {
-        throw UserError(
-            "{}(sinks={}): the trace's query statistics leave out the first {} tokens, write sinks={}",
-            kTraits.name, sinks_, stats.sinks, stats.sinks);
-      }
+      const QueryStats stats = stats_of(head, h);
       rows.push_back(expected_weights(keys, future_queries(stats, rotation, covariance_)));
     }
     std::vector<double> joined = join_group(rows, static_cast<Group>(group_));
@@ -173,9 +149,27 @@ struct ExpectedAttention final : Policy {
     out[0].protected_tokens = protected_order(tokens, sinks_, 0);
   }
   void join(const LayerGeometry&, LayerScores& scores) const override { lift_protected(scores); }
+
+ private:
+  QueryStats stats_of(const HeadFeatures& head, std::size_t h) const {
+    const LayerGeometry& layer = head.geometry();
+    if (mean_of_file_.loaded()) {
+      const std::size_t index = head.kv_head() * layer.group + h, d = layer.key_dim;
+      QueryStats stats{mean_of_file_.at(layer, index), {}, sinks_};
+      if (covariance_) stats.covariance = {covariance_of_file_.at(layer, index).data(), d, d, d};
+      return stats;
+    }
+    const QueryStats stats = head.query_stats(h);
+    if (stats.sinks != sinks_) {
+      throw UserError("{}(sinks={}): the trace's query statistics leave out the first {} tokens, write sinks={}",
+                      traits().name, sinks_, stats.sinks, stats.sinks);
+    }
+    return stats;
+  }
 };
 
-const RegisterPolicy<ExpectedAttention> registered{kTraits};
+const RegisterPolicy<ExpectedAttention<false>> registered{kTraits};
+const RegisterPolicy<ExpectedAttention<true>> registered_stats{kStatsTraits};
 
 }  // namespace
 }  // namespace kvsim

@@ -4,6 +4,7 @@
 
 #include "kernels/error.h"
 #include "policies/catalogue.h"
+#include "policies/not_replayed.h"
 #include "policies/paging/page_registry.h"
 #include "policies/registry.h"
 #include "sim/cli/options.h"
@@ -42,6 +43,14 @@ std::string page_table(TableFormat format, bool all) {
   return format_table(rows, format);
 }
 
+/// What is published and not replayed here, with the reason: never silently absent.
+std::string not_replayed_table(TableFormat format) {
+  std::vector<std::vector<std::string>> rows{{"not replayed", "reference", "why"}};
+  for (const NotReplayed& one : not_replayed())
+    rows.push_back({std::string(one.name), std::string(one.reference), std::string(one.reason)});
+  return format_table(rows, format);
+}
+
 TableFormat table_format(const std::string& word) {
   if (word == "text") return TableFormat::text;
   if (word == "md") return TableFormat::markdown;
@@ -65,6 +74,7 @@ int list_command(const Arguments& arguments) {
   const std::string what = values.count("what") > 0 ? values["what"].as<std::string>() : "";
   if (what == "policies") {
     fmt::print("{}", policy_table(format, all));
+    if (all) fmt::print("\n{}", not_replayed_table(format));
   } else if (what == "pages") {
     fmt::print("{}", page_table(format, all));
   } else if (what == "metrics") {

@@ -31,13 +31,23 @@ bool accepts(const std::string& spec) {
   }
 }
 
+/// Policies that cannot be made without a file: tests/cli/external_test.cpp, tests/policies/press_scores_test.cpp.
+const std::set<std::string> kReadFiles{"expected_attention_stats", "external", "fastkvzip", "kvzap"};
+
+/// A layer that holds everything that any policy may ask for.
+Shape complete(Shape shape = {}) {
+  shape.hidden = 7;
+  shape.lookahead = 8;
+  return shape;
+}
+
 /// Specs that stand for the registry: every policy with its defaults (windows cut to the small prompts of this test),
 /// and wrappers around an interesting score.
 std::vector<std::string> contract_specs() {
   std::vector<std::string> specs;
   for (const PolicyTraits* traits : all_policies()) {
     const std::string name(traits->name);
-    if (name == "external") continue;  // needs a file; see tests/cli/external_test.cpp
+    if (kReadFiles.contains(name)) continue;
     const std::vector<FieldDescription> fields = describe_fields(name);
     const auto has_field = [&](const std::string& key) {
       return std::any_of(fields.begin(), fields.end(), [&](const FieldDescription& f) { return f.key == key; });
@@ -176,7 +186,7 @@ TEST_P(EveryPolicy, DescribesItself) {
 
 TEST_P(EveryPolicy, OrdersAreProtectedFirstPermutations) {
   const std::unique_ptr<Policy> policy = bound(GetParam());
-  const Layer layer({});
+  const Layer layer(complete());
   const LayerRanking ranking = rank_layer(*policy, layer.context.geometry, layer.scores(*policy, false));
   ASSERT_FALSE(ranking.order.empty());
   for (std::size_t u = 0; u < ranking.order.size(); ++u) {
@@ -190,14 +200,14 @@ TEST_P(EveryPolicy, OrdersAreProtectedFirstPermutations) {
 
 TEST_P(EveryPolicy, UndeclaredInputsDoNotMatter) {
   const std::unique_ptr<Policy> policy = bound(GetParam());
-  const Layer layer({});
+  const Layer layer(complete());
   const LayerScores all = layer.scores(*policy, false), declared = layer.scores(*policy, true);
   for (std::size_t u = 0; u < all.units.size(); ++u) EXPECT_EQ(all.units[u].score, declared.units[u].score);
 }
 
 TEST_P(EveryPolicy, KeepsTheTotalExactlyAndNestsWhereItClaims) {
   const std::unique_ptr<Policy> policy = bound(GetParam());
-  const Layer layer({});
+  const Layer layer(complete());
   const LayerRanking ranking = rank_layer(*policy, layer.context.geometry, layer.scores(*policy, false));
   std::vector<std::uint32_t> before(ranking.order.size(), 0), kept(ranking.order.size());
   // full keeps everything, chunkkv whole chunks: their help says so.
@@ -227,7 +237,7 @@ TEST_P(EveryPolicy, KeepsTheTotalExactlyAndNestsWhereItClaims) {
 
 TEST_P(EveryPolicy, FullBudgetGivesNoErrorAndFullConsistency) {
   Sweep sweep({GetParam()}, {120, 1000});
-  const UnitResult result = sweep.run({});
+  const UnitResult result = sweep.run(complete());
   ASSERT_TRUE(result.failures.empty()) << result.failures.front().message;
   for (const ResultRow& row : result.rows) {
     if (sweep.variants[0].policy->traits().own_size && row.evicted > 0) continue;  // chose to keep less
@@ -243,7 +253,7 @@ TEST_P(EveryPolicy, FullBudgetGivesNoErrorAndFullConsistency) {
 
 TEST_P(EveryPolicy, NeverKeepsMoreMassThanTheStepOracle) {
   Sweep sweep({"oracle_topk", GetParam() == "oracle_topk()" ? "random" : GetParam()}, {3, 17, 50, 100});
-  const UnitResult result = sweep.run({});
+  const UnitResult result = sweep.run(complete());
   const std::size_t recall = sweep.metric("attention_recall");
   for (const CellDistributions& cell : result.cells) {
     if (cell.variant != 1) continue;
@@ -260,7 +270,7 @@ TEST_P(EveryPolicy, GivesTheSameBitsForAnyThreadsAndRepeats) {
     omp_set_num_threads(threads);
     Sweep sweep({GetParam(), "knorm", "random(seed=3)"}, {9, 64});
     std::vector<std::pair<double, double>> list;
-    for (const ResultRow& row : sweep.run({}).rows)
+    for (const ResultRow& row : sweep.run(complete()).rows)
       for (const double value : row.values) list.emplace_back(std::isnan(value) ? -1.0 : value, row.resident_tokens);
     return list;
   };
@@ -273,7 +283,7 @@ TEST_P(EveryPolicy, GivesTheSameBitsForAnyThreadsAndRepeats) {
 TEST_P(EveryPolicy, WorksForSmallPromptsOrSaysWhyNot) {
   for (const std::size_t prompt : {1u, 2u, 3u, 5u, 17u, 18u}) {
     for (const std::size_t group : {1u, 7u}) {
-      Shape shape;
+      Shape shape = complete();
       shape.prompt = prompt;
       shape.group = group;
       shape.decode = 3;
@@ -294,7 +304,7 @@ TEST_P(EveryPolicy, IsUnmovedByAConstantAddedToAllLogits) {
   const std::unique_ptr<Policy> policy = bound(GetParam());
   const Need needs = policy->needs();
   if (has(needs, Need::keys) || has(needs, Need::query_stats)) GTEST_SKIP() << "scores keys, not attention";
-  Shape shape;
+  const Shape shape = complete();
   const Layer plain(shape);
   Layer moved(shape);
   moved.features.clear();
@@ -310,6 +320,7 @@ TEST_P(EveryPolicy, IsUnmovedByAConstantAddedToAllLogits) {
     };
     block.key = widen(block.key, 2.0f);
     block.query = widen(block.query, 3.0f);
+    for (auto& [pass, queries] : block.lookahead_query) queries = widen(queries, 3.0f);
     std::vector<std::vector<float>> mean;
     const ExactSteps exact(block, moved.context, {0, shape.decode}, false);
     for (std::size_t h = 0; h < shape.group; ++h) {

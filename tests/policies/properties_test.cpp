@@ -36,6 +36,10 @@ const std::vector<std::string>& specs() {
       "ada(score=tova)",
       "ada(score=lagkv(sinks=2,lag=5))",
       "ada(score=pyramidkv(window=2,beta=3))",
+      "block(score=keydiff,length=5)",
+      "caote",
+      "caote(score=snapkv(window=4),join=none)",
+      "capkv",
       "chunk(score=keydiff,length=7)",
       "chunk(score=lagkv(sinks=1,lag=2),length=9)",
       "chunkkv(score=snapkv(window=4,kernel=3),length=6)",
@@ -45,9 +49,17 @@ const std::vector<std::string>& specs() {
       "compose(query=window(4),reduce=[sum,group(mean)],unit=layer)",
       "compose(base=keydiff,reduce=[avg(3)],recent=4)",
       "compose(score=snapkv(window=4),value=l1,heads=ada,sinks=3)",
+      "compactor(sinks=2,recent=1,chunk=8)",
+      "compactor(blending=0.3,chunk=50)",
+      "critical(score=snapkv(window=4))",
+      "critical(score=ada(score=snapkv(window=4,unit=query)))",
       "cur",
       "cur(leverage=value,local=0)",
+      "dropkv(window=4,kernel=3)",
       "expected_attention",
+      "fast_caote(score=tova)",
+      "finch(window=4)",
+      "finch(window=4,length=6,normalize=false)",
       "full",
       "h2o",
       "h2o(unit=query,recent=5)",
@@ -55,24 +67,69 @@ const std::vector<std::string>& specs() {
       "knorm",
       "lagkv(sinks=2,lag=5)",
       "lagkv",
+      "laq(length=3)",
+      "laq_pp(window=4,mask=repo,unit=query)",
+      "leverage",
+      "leverage(sketch=6,seed=3)",
+      "nacl(suffix=4)",
+      "nacl(suffix=2,prefix=3,random=0.5,unit=kv)",
+      "noncausal(chunk=7)",
+      "obcache(recent=4)",
+      "obcache(form=value,base=snapkv,recent=4,unit=kv,sinks=2)",
+      "obcache(form=no_cross,rows=all,recent=3)",
+      "obcache(form=key,base=tova)",
       "observed_attention",
+      "oracle_output",
+      "oracle_output(unit=query)",
       "oracle_static",
       "oracle_topk",
       "pyramidkv(window=2,kernel=3,beta=3)",
       "pyramidkv(window=2,kernel=3,beta=3,form=authors)",
+      "qfilter",
       "random",
+      "scissorhands(window=6,recent=2)",
+      "scissorhands(form=count,window=6,unit=kv)",
+      "skip(score=keydiff,layers=[0,3])",
       "snapkv(window=4)",
       "snapkv(window=4,unit=query,pool=max)",
       "streaming_llm",
-      "tova"};
+      "tova",
+      "vatp",
+      "vatp(base=scissorhands,window=6,sinks=2,recent=3,recent_share=0,unit=kv,group=max)"};
   return all;
+}
+
+/// Policies that cannot be made without a file; their own tests give them one.
+const std::set<std::string_view> kReadFiles{"expected_attention_stats", "external", "fastkvzip", "kvzap"};
+
+/// The layer with a projection to five channels, two first passes with pseudo queries, and all budgets.
+DenseLayer completed(DenseLayer layer) {
+  const std::size_t heads = layer.geometry.kv_heads * layer.geometry.group, dv = layer.geometry.value_dim;
+  for (std::size_t a = 0; a < heads; ++a) {
+    layer.output_projection.emplace_back(dv, std::vector<double>(5));
+    for (std::size_t c = 0; c < dv; ++c)
+      for (std::size_t m = 0; m < 5; ++m) layer.output_projection[a][c][m] = std::cos(static_cast<double>(7 * a + 3 * c + m));
+  }
+  for (const std::uint32_t capacity : {8u, 16u}) {
+    const std::string name = "snapkv-" + std::to_string(capacity);
+    layer.geometry.lookaheads.push_back({name, capacity, 8});
+    auto& queries = layer.lookahead[name];
+    for (std::size_t a = 0; a < heads; ++a) {
+      queries.emplace_back(8, std::vector<double>(layer.geometry.key_dim));
+      for (std::size_t i = 0; i < 8; ++i)
+        for (std::size_t c = 0; c < layer.geometry.key_dim; ++c)
+          queries[a][i][c] = 4 * std::sin(static_cast<double>(capacity + 5 * a + 3 * i + 2 * c));
+    }
+  }
+  for (std::uint32_t budget = 1; budget <= layer.geometry.prompt; ++budget) layer.budgets.push_back(budget);
+  return layer;
 }
 
 std::vector<DenseLayer> layers() {
   std::vector<DenseLayer> out;
-  out.push_back(random_layer(41, 2, 1, 1));
-  out.push_back(random_layer(30, 2, 3, 2));
-  out.push_back(random_layer(23, 1, 7, 3));
+  out.push_back(completed(random_layer(41, 2, 1, 1)));
+  out.push_back(completed(random_layer(30, 2, 3, 2)));
+  out.push_back(completed(random_layer(23, 1, 7, 3)));
   return out;
 }
 
@@ -140,7 +197,8 @@ TEST_P(EverySpec, KeepsNoFewerTokensAtALargerBudgetWhereItClaimsToBeNested) {
 
 TEST_P(EverySpec, SumsExactlyToTheBudget) {
   const std::string& spec = GetParam();
-  if (spec.find("repo") != std::string::npos || spec.starts_with("chunk") || spec == "full") {
+  if (spec.find("repo") != std::string::npos || spec.starts_with("chunk") || spec == "full" ||
+      spec.starts_with("finch(window=4,length") || spec.starts_with("skip")) {
     GTEST_SKIP() << "says that it does not";
   }
   for (DenseLayer layer : layers()) {
@@ -162,7 +220,7 @@ TEST_P(EverySpec, SumsExactlyToTheBudget) {
 }
 
 TEST_P(EverySpec, GivesTheSameBitsAgain) {
-  const DenseLayer layer = random_layer(37, 2, 2, 9);
+  const DenseLayer layer = completed(random_layer(37, 2, 2, 9));
   const auto a = policy(), b = policy();
   const LayerScores first = score_layer(*a, layer), second = score_layer(*b, layer);
   for (std::size_t u = 0; u < first.units.size(); ++u) EXPECT_EQ(first.units[u].score, second.units[u].score);
@@ -179,7 +237,7 @@ TEST(EverySpecList, CoversTheWholeRegistry) {
   std::set<std::string> named;
   for (const std::string& spec : specs()) named.insert(spec.substr(0, spec.find('(')));
   for (const PolicyTraits* traits : all_policies()) {
-    EXPECT_TRUE(traits->name == "external" || named.contains(std::string(traits->name))) << traits->name;
+    EXPECT_NE(kReadFiles.contains(traits->name), named.contains(std::string(traits->name))) << traits->name;
   }
 }
 

@@ -18,6 +18,7 @@ struct Shape {
   std::uint32_t window = 0;
   double softcap = 0;
   std::size_t hidden = 0;  // of the output projection, 0 = none
+  std::uint32_t lookahead = 0;  // pseudo queries of each of two first passes, 0 = none
   double sharpness = 1.0;  // factor on the logits
   std::uint64_t seed = 1;
 };
@@ -39,6 +40,7 @@ inline LayerContext make_layer(const Shape& shape) {
   g.trace_digest = 99;
   layer.rule = {g.softmax_scale, shape.softcap, shape.window};
   layer.element_bytes = 2;
+  if (shape.lookahead > 0) g.lookaheads = {{"snapkv-8", 8, shape.lookahead}, {"snapkv-32", 32, shape.lookahead}};
   if (shape.prompt >= 43) layer.evidence = {{10, 14}, {40, 43}};
   return layer;
 }
@@ -66,6 +68,13 @@ inline std::vector<HeadBlock> make_blocks(const Shape& shape) {
       block.output_proj = Matrix<float>(shape.group * shape.value_dim, shape.hidden);
       for (std::size_t i = 0; i < block.output_proj.rows(); ++i)
         for (std::size_t c = 0; c < shape.hidden; ++c) block.output_proj(i, c) = noise();
+    }
+    for (const char* pass : {"snapkv-8", "snapkv-32"}) {
+      if (shape.lookahead == 0) break;
+      Matrix<float>& queries = block.lookahead_query[pass];
+      queries = Matrix<float>(shape.group * shape.lookahead, shape.key_dim);
+      for (std::size_t i = 0; i < queries.rows(); ++i)
+        for (std::size_t c = 0; c < shape.key_dim; ++c) queries(i, c) = 2 * noise() + (c < 5 ? 1.5f : 0.0f);
     }
     blocks.push_back(std::move(block));
   }
