@@ -80,6 +80,9 @@ class Run:
             self.cells = {name: column[:] for name, column in file["detail/cell"].items()}
             self.detail = {name: file[f"detail/{name}"][:] for name in ("output_error", "miss_rate")}
         assert len(self.canonical) == len(self.specs)
+        self.cell = {}
+        if not os.path.exists(f"{folder}/kept.h5"):  # nothing but sets that may come back
+            return
         self.kept = h5py.File(f"{folder}/kept.h5")
         variants, sizes = [t.decode() for t in self.kept["cells/variant"][:]], self.kept["cells/budget_tokens"][:].tolist()
         self.cell = {(v, b): i for i, (v, b) in enumerate(zip(variants, sizes))}

@@ -20,7 +20,7 @@ from ..results import load
 NAME = "evictions"
 SUMMARY = "what a decode-time policy evicted when, token by token (needs `kvsim run --save kept`)"
 EXAMPLES = """examples:
-  kvsim run trace.h5 --policy 'decode:h2o' --budget 128 --save kept --out runs/live
+  kvsim run trace.h5 --policy decode:h2o --budget 128 --save kept --out runs/live
   kvsim-plot evictions runs/live --variant h2o --budget 128
   kvsim-plot evictions runs/live --variant h2o --budget 128 --layer 12 --kv-head 0 --from 300 --tokens 40
 """
@@ -74,7 +74,7 @@ def draw(source, args):
     near.set_yticks(range(first, first + count), [f"{_shown(texts[p])}" if texts else str(p) for p in range(first, first + count)])
     near.tick_params(axis="y", labelsize=6.3, length=0, pad=2)
     _note(page, near, f"tokens {first} to {first + count - 1}")
-    where = "all layers" if not args.layer else "layers " + ", ".join(map(str, sorted(args.layer)))
+    where = "all layers" if not args.layer else ("layer " if len(args.layer) == 1 else "layers ") + ", ".join(map(str, sorted(args.layer)))
     page.notes(
         f"capacity {budget} tokens per cache",
         options.lengths_of(source) if len(source.trace_names) == 1 else f"prompt of {held.prompt} tokens, {held.decode} decode steps",
@@ -158,12 +158,13 @@ def _image(ax, held, first, count, colors, late):
 
 def _overview_marks(page, ax, held, first, count):
     ax.set_ylabel("token")
+    beside = ax.get_yaxis_transform()  # x in parts of the panel, y in tokens
     ax.axhline(held.prompt - 0.5, color=page.theme["faint"], linewidth=0.8, linestyle=(0, (4, 2)))
-    ax.annotate("end of prompt", (held.decode - 1, held.prompt), xytext=(-2, 3), textcoords="offset points", ha="right", va="bottom",
-                fontsize=6.5, color=page.theme["faint"])
-    for y in (first - 0.5, first + count - 0.5):
-        ax.axhline(y, color=page.theme["ink"], linewidth=0.6)
-    _note(page, ax, "all tokens; between the lines, those on the right")
+    ax.annotate("end of\nprompt", (1, held.prompt - 0.5), xycoords=beside, xytext=(8, 0), textcoords="offset points", ha="left", va="center",
+                fontsize=6.3, color=page.theme["faint"])
+    top, bottom = first - 0.5, first + count - 0.5
+    ax.plot([1.008, 1.022, 1.022, 1.008], [top, top, bottom, bottom], transform=beside, clip_on=False, color=page.theme["ink"], linewidth=0.9)
+    _note(page, ax, "all tokens; the bracket holds those on the right")
 
 
 def _note(page, ax, text):

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   kvsim-plot steps runs/steps --budget 128
   kvsim-plot steps runs/steps --budget 128 --y output_error miss_rate --variant snapkv --variant h2o --smooth 8
   kvsim-plot steps runs/steps --layer 4 --kv-head 0
-  kvsim run trace.h5 --policy 'decode:{h2o,tova}' --budget 128 --detail steps --save kept --out runs/live
+  kvsim run trace.h5 --policy decode:h2o --policy decode:tova --budget 128 --detail steps --save kept --out runs/live
   kvsim-plot steps runs/live --y cache_size miss_rate output_error
 """
 
@@ -78,7 +78,8 @@ def draw(source, args):
             style.looks([variants.policies[i] for i in chosen], [variants.labels[i] for i in chosen], args.theme),
         )
     )
-    page = Page(len(metrics), args.theme, columns=2, size=(4.6, 2.7) if len(metrics) > 1 else (6.2, 3.2))
+    size = {1: (6.2, 3.2), 3: (3.15, 2.5)}.get(len(metrics), (4.6, 2.7))
+    page = Page(len(metrics), args.theme, columns=3 if len(metrics) == 3 else 2, size=size)
     for ax, (metric, drawn) in zip(page.axes, lines.items()):
         panel(page, ax, source, metric, drawn, looks, args)
     seen = [i for i in chosen if any(i in d for d in lines.values())]
