@@ -13,7 +13,9 @@
 namespace kvsim {
 namespace {
 
-constexpr std::size_t kReadAtOnce = 1u << 16;
+/// Large enough that many caches, which serve a batch one after the other, seldom drive each other out of the
+/// processor's caches; about 8 MiB.
+constexpr std::size_t kReadAtOnce = 1u << 18;
 
 }  // namespace
 
