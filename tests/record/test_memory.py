@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from tiny_models import TEXT, byte_tokenizer
 from transformers import AutoModelForCausalLM
 
+from kvsim_record.writer import TraceWriter
+
 LAYERS, QUERY_HEADS, HEAD_DIM, HIDDEN = 3, 16, 64, 1024
 SHORT, LONG = 100, 2100
 
@@ -61,3 +63,16 @@ def test_memory_of_a_long_answer_grows_by_the_cache_alone(tmp_path):
     trace = Trace(path)
     assert trace.decode == LONG
     assert np.isfinite(trace.get(2, "retention")).all() and np.abs(trace.get(2, "query")[:, -1]).max() > 0
+
+
+def test_a_decode_step_writes_its_own_bytes_and_not_what_lies_around_them(tmp_path):
+    def written():
+        return int(open("/proc/self/io", encoding="ascii").read().split("wchar: ")[1].split()[0])
+
+    with TraceWriter(tmp_path / "t.h5") as writer:
+        writer.create("/layers/000/query", (9, 4000, 64), "float16")
+        row = np.ones((9, 1, 64), dtype=np.float16)
+        before = written()
+        for step in range(50):
+            writer.write("/layers/000/query", row, (0, step, 0))
+        assert written() - before < 3 * 50 * row.nbytes
