@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from philox import block, fnv1a, stream_of
 from replay import Choice, keep_best, softmax
 
 
@@ -254,29 +255,32 @@ class Corm(Policy):
 
 
 class Keyformer(Accumulated):
-    """Accumulated softmax of (logit + Gumbel noise) / temperature, which rises with every step (arXiv 2403.09054)."""
+    """Accumulated softmax of (logit + Gumbel noise) / temperature, which rises with every step (arXiv 2403.09054). freeze: the
+    bookkeeping of the authors' masks, in which a token that leaves the recent ones is gone for good."""
 
     recent = 0.3
     temperature = 1.0
     rise = 0.01
     seed = 0
+    freeze = False
 
-    def noise(self, cache, row, positions):
-        """Fresh Gumbel noise of one query, [held]."""
-        raise NotImplementedError
+    def noise(self, view, head, position):
+        """Gumbel noise of the query at `position`, [held]: word i % 4 of block (position, i / 4) of the head's stream, as a
+        uniform number in the middle of its 2^-32 wide cell."""
+        stream = stream_of(fnv1a(view.trace.digest), view.cache.layer, view.heads[head])
+        words = [block(self.seed, stream, position << 32 | int(i) // 4)[int(i) % 4] for i in view.positions]
+        return -np.log(-np.log((np.array(words) + 0.5) / 2**32))
 
-    def weights(self, view, row, step):
-        heat = self.temperature + step * self.rise
-        logits = view.logits[0][row] + self.noise(view.cache, view.rows[row], view.positions)
-        return softmax(logits / heat)
+    def term(self, view, head, row):
+        heat = self.temperature + self.rise * (view.step + 1 if view.phase == "step" else 0)
+        return softmax((view.logits[head][row] + self.noise(view, head, view.rows[row])) / heat)
 
-    def term(self, view, row):
-        step = 0 if view.phase != "step" else view.step + 1
-        return self.weights(view, row, step)
-
-    def prompt(self, view):
-        assert len(view.rows) == view.trace.prompt, "needs all prompt queries"
-        return sum(self.weights(view, i, 0) for i in range(len(view.rows)))
+    def one(self, view, state, when):
+        if not self.freeze or when < 0:
+            return super().one(view, state, when)
+        keys = view.capacity - int(self.recent * view.capacity)  # the oldest of the others leaves
+        of_prompt = [p for p in view.positions.tolist() if p < view.trace.prompt][:keys]
+        return keep_best(view.positions, view.positions, view.capacity, forced=of_prompt)
 
 
 class Cake(Policy):
@@ -540,16 +544,47 @@ class Dms(Policy):
 
 
 class Decoding(Policy):
-    """A prompt-time score on the whole cache, every `interval` steps down to the target (kvpress' decoding press)."""
+    """A prompt-time score on the whole cache, every `interval` steps down to the target; the prompt is not cut (kvpress'
+    decoding press). `score`: knorm, keydiff, streaming_llm or snapkv with its window."""
 
     prompt_end = False
     every = 512
+    score = "knorm"
+    window = 64
 
-    def slot_scores(self, view):
-        raise NotImplementedError
+    @property
+    def prompt_rows(self):
+        return self.window if self.prompt_end else 0
+
+    def fresh(self, cache):
+        return {"queries": []}
+
+    def see(self, view, state):
+        state["queries"] += view.rows  # kvpress remembers 256; shorter windows see no difference
+        state["queries"] = state["queries"][-256:]
+
+    def slot_scores(self, view, state):
+        if self.score == "knorm":
+            return KNorm().score(view.key)
+        if self.score == "keydiff":
+            return KeyDiff().score(view.key)
+        rows = state["queries"][-self.window :]
+        older = len(view) - len(rows)
+        pools = []
+        for head in view.heads:
+            attention = []
+            for row in rows:
+                logits = view.trace.scale[view.cache.layer] * view.key @ view.query(head, row)
+                logits[view.positions > row] = -np.inf
+                attention.append(softmax(logits)[:older])
+            pools.append(pooled(np.mean(attention, axis=0), 5, "avg"))
+        return np.concatenate([np.mean(pools, axis=0), np.full(len(rows), np.inf)])
 
     def one(self, view, state, when):
-        return keep_best(view.positions, self.slot_scores(view), view.capacity, absolute=5e-7)
+        if self.score == "streaming_llm":
+            return keep_best(view.positions, view.positions, view.capacity, sinks=4)
+        recent = min(self.window, len(state["queries"])) if self.score == "snapkv" else 0
+        return keep_best(view.positions, self.slot_scores(view, state), view.capacity, recent=recent, absolute=5e-7 if self.score == "keydiff" else 0)
 
 
 class Cam(Decoding):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import philox
 import policies as p
 from replay import keep_best, softmax
 
@@ -116,3 +117,22 @@ def test_pooling_counts_zeros_beyond_the_ends():
 
 def test_sentences_end_with_their_delimiters():
     assert p.sentences(["a", ".", "b", "c", "\n", "d"], (".", "\n")) == ([(0, 2), (2, 5)], 5)
+
+
+def test_keyformer_adds_noise_before_the_temperature():
+    class Quiet(p.Keyformer):
+        def noise(self, view, head, position):
+            return np.array(view.gumbel)
+
+    logits = [np.array([[2.0, 1, 0]])]
+    for heat, gumbel, expected in ((1, [0, 0, 0], [0.665241, 0.244728, 0.090031]), (2, [0, 0, 0], [0.506480, 0.307196, 0.186324]),
+                                   (1, [0.5, -0.3, 1.2], [0.695492, 0.114964, 0.189544])):
+        view = FakeView(phase="prompt", logits=logits, rows=[2], gumbel=gumbel)
+        assert Quiet(temperature=heat).term(view, 0, 0) == pytest.approx(expected, abs=2e-6)
+
+
+def test_philox_gives_its_published_answers():
+    # Known answers of Random123's kat_vectors for philox4x32 with 10 rounds.
+    assert philox.block(0, 0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = (1 << 64) - 1
+    assert philox.block(ones, ones, ones) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]

@@ -41,6 +41,13 @@ TAIL = [
     ("decode:vatp(sinks=3,unit=query)", reference.Vatp, dict(sinks=3, unit="query")),
     ("decode:corm(window=8,recent=8)", reference.Corm, dict(window=8, recent=8)),
     ("decode:corm(window=6,recent=2,threshold=held,unit=query)", reference.Corm, dict(window=6, recent=2, threshold="held", unit="query")),
+    ("decode:keyformer", reference.Keyformer, {}),
+    ("decode:keyformer(unit=query,rise=0.2,seed=5,recent=0.5)", reference.Keyformer, dict(unit="query", rise=0.2, seed=5, recent=0.5)),
+    ("decode:keyformer(freeze=true)", reference.Keyformer, dict(freeze=True)),
+    ("decode:decoding(every=8)", reference.Decoding, dict(every=8)),
+    ("decode:decoding(score=keydiff,every=8,prompt_end=true)", reference.Decoding, dict(score="keydiff", every=8, prompt_end=True)),
+    ("decode:decoding(score=streaming_llm,every=16)", reference.Decoding, dict(score="streaming_llm", every=16)),
+    ("decode:decoding(score=snapkv(window=6),every=8)", reference.Decoding, dict(score="snapkv", window=6, every=8)),
 ]
 # The recording as it is: a prompt of 1073 tokens, its last 64 queries and column sums of its attention.
 WHOLE = [
