@@ -30,29 +30,33 @@ double cosine(const Matrix<double>& unit, std::size_t a, std::size_t b) {
 
 }  // namespace
 
+std::vector<double> key_redundancy(MatrixView<const float> keys, double threshold) {
+  const Matrix<double> unit = directions(keys);
+  const std::size_t tokens = unit.rows();
+  std::vector<double> sum(unit.cols(), 0.0), column(tokens);
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (std::size_t c = 0; c < unit.cols(); ++c) sum[c] += unit(t, c);
+  for (std::size_t t = 0; t < tokens; ++t) {  // all cosines of a column but that with itself
+    for (std::size_t c = 0; c < unit.cols(); ++c) column[t] += unit(t, c) * sum[c];
+    column[t] -= cosine(unit, t, t);
+  }
+  for (std::size_t t = 0; t < tokens; ++t) {
+    std::size_t spared = tokens - 1;
+    while (spared > 0 && (spared == t || cosine(unit, t, spared) <= threshold)) --spared;
+    if (spared != t) column[spared] -= cosine(unit, t, spared);
+  }
+  for (double& x : column) x /= static_cast<double>(tokens);
+  const double largest = *std::max_element(column.begin(), column.end());
+  double total = 0;
+  for (double& x : column) total += x = std::exp(x - largest);
+  for (double& x : column) x /= total;
+  return column;
+}
+
 std::span<const float> key_redundancy(const HeadFeatures& head, double threshold) {
   return head.shared(fmt::format("redundancy:{}", threshold), [&] {
-    const Matrix<double> unit = directions(head.keys());
-    const std::size_t tokens = unit.rows();
-    std::vector<double> sum(unit.cols(), 0.0), column(tokens);
-    for (std::size_t t = 0; t < tokens; ++t)
-      for (std::size_t c = 0; c < unit.cols(); ++c) sum[c] += unit(t, c);
-    for (std::size_t t = 0; t < tokens; ++t) {  // all cosines of a column but that with itself
-      for (std::size_t c = 0; c < unit.cols(); ++c) column[t] += unit(t, c) * sum[c];
-      column[t] -= cosine(unit, t, t);
-    }
-    for (std::size_t t = 0; t < tokens; ++t) {
-      std::size_t spared = tokens - 1;
-      while (spared > 0 && (spared == t || cosine(unit, t, spared) <= threshold)) --spared;
-      if (spared != t) column[spared] -= cosine(unit, t, spared);
-    }
-    for (double& x : column) x /= static_cast<double>(tokens);
-    const double largest = *std::max_element(column.begin(), column.end());
-    double total = 0;
-    for (double& x : column) total += x = std::exp(x - largest);
-    std::vector<float> out(tokens);
-    std::transform(column.begin(), column.end(), out.begin(), [total](double x) { return static_cast<float>(x / total); });
-    return out;
+    const std::vector<double> exact = key_redundancy(head.keys(), threshold);
+    return std::vector<float>(exact.begin(), exact.end());
   });
 }
 
