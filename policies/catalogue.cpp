@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "policies/compose_parts.h"
+#include "policies/presets.h"
 #include "policies/registry.h"
 #include "policies/stepwise/stepwise_registry.h"
 
@@ -85,6 +87,10 @@ std::string needs_text(Need needs) {
   add(Need::prompt_attention, "prompt attention");
   add(Need::query_stats, "query statistics");
   add(Need::decode_queries, "decode queries");
+  add(Need::lookahead, "pseudo queries");
+  add(Need::second_pass, "second pass");
+  add(Need::output_projection, "output projection");
+  add(Need::all_queries, "all prompt queries");
   return out.empty() ? "positions" : out;
 }
 
@@ -116,20 +122,26 @@ std::vector<std::string> recording_advice(Need needs, std::uint32_t window) {
         "kvsim-record --queries all (the default), or --stats with a shorter window (query mean, "
         "covariance)");
   }
+  if (has(needs, Need::all_queries)) out.push_back("kvsim-record --queries all (the default)");
+  if (has(needs, Need::lookahead))
+    out.push_back("kvsim-record --lookahead 8 --lookahead-policy 'snapkv(window=32)' --lookahead-budget 128,256,512");
+  if (has(needs, Need::second_pass)) out.push_back("kvsim-record --second-pass repeat");
+  if (has(needs, Need::output_projection)) out.push_back("kvsim-record --output-proj");
   if (out.empty()) out.push_back("nothing special: every trace holds what it reads");
   return out;
 }
 
 std::string policy_page(std::string_view name) {
-  const std::unique_ptr<Policy> policy = make_policy(name);
+  const std::unique_ptr<Policy> policy = bind_policy(parse_specs(name).front());
   const PolicyTraits& traits = policy->traits();
   std::string out = fmt::format("{}: {}\n\n", traits.name, traits.summary);
-  out += fmt::format("  default   {}\n", canonical_spec(*policy));
+  out += fmt::format("  {:<9} {}\n", name == traits.name ? "default" : "spec", canonical_spec(*policy));
+  if (const std::optional<std::string> parts = preset_line(*policy)) out += fmt::format("  in parts  {}\n", *parts);
   out += fmt::format("  reference {}\n", traits.reference);
   out += fmt::format("  needs     {}\n", needs_text(policy->needs()));
   out += fmt::format("  nested    {}\n  oracle    {}\n", yes_no(traits.nested), yes_no(traits.oracle));
   out += "\nBudget\n" + wrapped(traits.accounting, 2);
-  const std::vector<FieldDescription> fields = describe_fields(name);
+  const std::vector<FieldDescription> fields = describe_fields([&](FieldVisitor& visitor) { policy->fields(visitor); });
   out += "\nParameters\n";
   if (fields.empty()) out += "  none\n";
   std::vector<std::vector<std::string>> rows{{"  name", "type", "default", "range", "meaning"}};
@@ -139,6 +151,7 @@ std::string policy_page(std::string_view name) {
   out += "\nWhat to record\n";
   for (const std::string& line : recording_advice(policy->needs(), policy->window()))
     out += "  " + line + '\n';
+  if (traits.name == "compose") out += "\nParts\n" + explain_parts();
   return out;
 }
 

@@ -8,7 +8,9 @@
 // snapkv to the last bit.
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <limits>
+#include <utility>
 
 #include "kernels/error.h"
 #include "policies/compose_parts.h"
@@ -40,8 +42,11 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   std::optional<LayerSlope> layers_;
   std::uint32_t sinks_ = 0;
   std::uint32_t recent_ = 0;
+  double recent_share_ = 0;
   std::vector<TokenIndex> forced_;
+  std::optional<StagesPart> select_;
   std::size_t unit_ = 0;
+  std::unique_ptr<Policy> staged_;  // with select=two_stage: critical around everything else
 
   Compose() : ScoreWrapper(kTraits, "") {}
 
@@ -67,8 +72,11 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
          [this](const std::optional<LayerSlope>& read) { layers_ = read; });
     f.number("sinks", sinks_, 0, kAny, "first tokens that are always kept");
     f.number("recent", recent_, 0, kAny, "last prompt tokens that are always kept");
+    f.number("recent_share", recent_share_, 0.0, 1.0, "share of every budget that goes to the newest tokens");
     part(f, "forced", forced_, read_positions, write_positions, "positions that are always kept, e.g. [0,17]",
          [this](const std::vector<TokenIndex>& read) { forced_ = read; });
+    part(f, "select", select_, read_select, write_select, "how scores become a set: top or two_stage(...)",
+         [this](const std::optional<StagesPart>& read) { select_ = read; });
     if (!score_) f.choice("unit", unit_, kUnitsOfCompose, "what owns a kept set");
     update_traits();
   }
@@ -79,24 +87,28 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
       throw UserError("compose: both layers=pyramid and score={} share budget over layers",
                       score_->traits().name);
     }
-    const bool guards = sinks_ > 0 || recent_ > 0 || !forced_.empty();
+    const bool guards = sinks_ > 0 || recent_ > 0 || recent_share_ > 0 || !forced_.empty();
     if (score_ && score_->traits().order_by_budget && (guards || value_.kind != ValuePart::Kind::none)) {
       throw UserError("compose: score={} has another order at every budget, give sinks, recent, forced and value to it instead",
                       score_->traits().name);
     }
     if (unit() == Unit::layer && heads_) throw UserError("compose: heads=ada needs unit=kv or unit=query");
     if (!score_) recipe().check_parts(kTraits.name);
+    if (select_) make_staged(resources);
   }
   void check(const LayerGeometry& layer) const override {
     if (score_) score_->check(layer);
     else recipe().check(kTraits.name, layer);
   }
 
-  Need needs() const override { return score_ ? score_->needs() | value_needs(value_) : recipe().needs(); }
+  Need needs() const override {
+    return score_ ? score_->needs() | value_needs(value_) : recipe().needs();
+  }
   std::uint32_t window() const override { return score_ ? score_->window() : query_window(query()); }
   Unit unit() const override {
     const Unit unit = score_ ? score_->unit() : static_cast<Unit>(unit_);
-    return score_ && heads_ && unit == Unit::layer ? Unit::kv : unit;
+    // Values differ from head to head, and so do shifted budgets around a score that the heads share.
+    return unit == Unit::layer && (select_ || (score_ && heads_)) ? Unit::kv : unit;
   }
   Scope scope() const override {
     if (layers_) return Scope::model;
@@ -104,12 +116,13 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   }
 
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
+    if (staged_) return staged_->score(head, out);
     if (!score_) return recipe().score(head, kTraits.name, out);
     score_->score(head, out);
     for (UnitScores& unit : out) {
       if (value_.kind != ValuePart::Kind::none) {
         std::vector<std::vector<double>> rows{{unit.score.begin(), unit.score.end()}};
-        weigh_by_value(value_, head, rows);
+        weigh_by_value(value_, head, unit.protected_tokens, rows);
         unit.score = to_scores(rows[0]);
       }
       protect_too(unit);
@@ -117,6 +130,7 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   }
 
   void join(const LayerGeometry& layer, LayerScores& scores) const override {
+    if (staged_) return staged_->join(layer, scores);
     if (!score_) return join_recipe(recipe(), scores);
     score_->join(layer, scores);
     lift_protected(scores);
@@ -124,6 +138,7 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
 
   void allocate(const LayerGeometry& layer, const LayerRanking& ranking, std::uint32_t budget,
                 std::span<std::uint32_t> kept) const override {
+    if (staged_) return staged_->allocate(layer, ranking, budget, kept);
     const std::size_t guarded =
         ranking.scores.units.empty() ? 0 : ranking.scores.units[0].protected_tokens.size();
     const std::uint32_t mean = layers_ ? layers_->tokens(layer, budget, guarded) : budget;
@@ -137,9 +152,15 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
 
   void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
                std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const override {
-    if (score_) return score_->reorder(layer, ranking, budget, kept, order);
-    const LayerRanking taken = ranking_at(layer, ranking, budget.tokens);
-    std::copy(taken.order.begin(), taken.order.end(), order.begin());
+    if (staged_) return staged_->reorder(layer, ranking, budget, kept, order);
+    if (score_) {
+      score_->reorder(layer, ranking, budget, kept, order);
+    } else {
+      const LayerRanking taken = ranking_at(layer, ranking, budget.tokens);
+      std::copy(taken.order.begin(), taken.order.end(), order.begin());
+    }
+    if (recent_share_ > 0)
+      for (std::vector<TokenIndex>& unit : order) newest_first(unit, budget.tokens);
   }
 
   std::string pass_at(const LayerGeometry& layer, std::uint32_t budget) const override {
@@ -161,8 +182,35 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
     if (text != before) store(read(text));
   }
 
+  /// Puts the sinks and the budget's share of the newest tokens before the others.
+  void newest_first(std::vector<TokenIndex>& order, std::uint32_t budget) const {
+    const auto recent = static_cast<std::uint32_t>(recent_share_ * std::min<double>(budget, static_cast<double>(order.size())));
+    std::vector<TokenIndex> out = protected_order(order.size(), sinks_, recent);
+    std::vector<bool> taken(order.size(), false);
+    for (const TokenIndex t : out) taken[t] = true;
+    std::copy_if(order.begin(), order.end(), std::back_inserter(out), [&](TokenIndex t) { return !taken[t]; });
+    order = std::move(out);
+  }
+
+  /// critical around this very policy without its last stage.
+  void make_staged(Resources& resources) {
+    if (value_.kind != ValuePart::Kind::wo)
+      throw UserError("compose: select=two_stage weighs its second stage by the projected values, write value=wo");
+    const std::optional<StagesPart> stages = std::exchange(select_, std::nullopt);
+    const ValuePart value = std::exchange(value_, ValuePart{});
+    const std::string inner = canonical_spec(*this);
+    select_ = stages;
+    value_ = value;
+    update_traits();  // printing left those of the inner policy behind
+    const std::string text = fmt::format("critical(score={},first={},epsilon={},safe={})", inner, stages->first,
+                                         value.epsilon, stages->safe);
+    staged_ = bind_policy(parse_specs(text).front());
+    staged_->prepare(resources);
+  }
+
   void update_traits() {
-    const bool by_budget = score_ ? score_->traits().order_by_budget : recipe().by_budget();
+    const bool by_budget = select_.has_value() || recent_share_ > 0 ||
+                           (score_ ? score_->traits().order_by_budget : recipe().by_budget());
     update(traits_.windowed, score_ ? score_->traits().windowed : guesses_queries(query()));
     update(traits_.oracle, score_ ? score_->traits().oracle : reads_future(query()));
     update(traits_.order_by_budget, by_budget);
@@ -172,11 +220,12 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
 
   QueryParts query() const {
     if (query_) return *query_;
-    return base_ < Base::position ? QueryParts{{.kind = QueryPart::Kind::window, .count = kKvpressWindow}} : QueryParts{};
+    return reads_queries(base_) ? QueryParts{{.kind = QueryPart::Kind::window, .count = kKvpressWindow}} : QueryParts{};
   }
   std::vector<Reducer> reducers() const {
     if (reduce_) return *reduce_;
-    if (base_ >= Base::position) return {};
+    if (!reads_queries(base_)) return {};
+    if (reads_outputs(base_)) return {fold_step(Fold::sum), group_step(Group::mean)};
     return {fold_step(Fold::mean), pool_step(true, 5), group_step(Group::mean)};
   }
   Recipe recipe() const {

@@ -16,6 +16,7 @@ constexpr std::array<std::string_view, 2> kMasks{"causal", "repo"};
 constexpr std::array<std::string_view, 5> kGroups{"mean", "max", "sum", "first", "logit_max"};
 constexpr std::array<std::string_view, 2> kDomains{"visible", "older"};
 constexpr std::array<std::string_view, 2> kIndicators{"above", "below"};
+constexpr std::array<std::string_view, 4> kDamages{"joint", "value", "key", "no_cross"};
 constexpr std::array<std::string_view, 2> kHeadForms{"guarantee", "interp"};
 constexpr std::array<std::string_view, 2> kLayerForms{"kvpress", "authors"};
 constexpr std::array<std::string_view, 2> kTotals{"exact", "repo"};
@@ -73,6 +74,13 @@ constexpr auto kIndicatorFields = [](FieldVisitor& f, Base& base) {
   if (below != (base == Base::below)) base = below ? Base::below : Base::above;
 };
 
+constexpr auto kDamageFields = [](FieldVisitor& f, Base& base) {
+  auto form = static_cast<std::size_t>(base) - static_cast<std::size_t>(Base::obd_joint);
+  const std::size_t before = form;
+  f.choice("form", form, kDamages, "");
+  if (form != before) base = static_cast<Base>(form + static_cast<std::size_t>(Base::obd_joint));
+};
+
 std::span<const PartWord<Base>> base_words() {
   static const std::vector<PartWord<Base>> words{
       {"attention", Base::attention, nullptr, is_base<Base::attention>, "softmax over all that a query sees",
@@ -82,6 +90,9 @@ std::span<const PartWord<Base>> base_words() {
       {"indicator", Base::above, kIndicatorFields, [](const Base& b) { return b == Base::above || b == Base::below; },
        "1 where a key gets at least (above) or less than (below) its fair share 1/t of a query that sees t keys",
        "compose(base=indicator(above),query=window(64),reduce=[count,group(sum)],recent=10)"},
+      {"obd", Base::obd_joint, kDamageFields, [](const Base& b) { return reads_outputs(b); },
+       "loss of the output when key and value (joint, no_cross), value or key are pruned (OBCache)",
+       "compose(base=obd(joint),query=window(16),reduce=[sum,group(mean)],recent=16)"},
       {"position", Base::position, nullptr, is_base<Base::position>, "newest first", "compose(base=position,sinks=4)"},
       {"knorm", Base::knorm, nullptr, is_base<Base::knorm>, "smallest key norms", "compose(base=knorm)"},
       {"keydiff", Base::keydiff, nullptr, is_base<Base::keydiff>, "keys that differ from the mean direction",
@@ -163,6 +174,8 @@ std::span<const PartWord<Reducer>> reducer_words() {
        "compose(query=window(8),reduce=[softmax(older),mean,group(mean)],recent=8)"},
       {"value", {.kind = Kind::value, .value = {.kind = ValuePart::Kind::l1}}, kValueFields, is_step<Kind::value>,
        "weighs by the values here, before what follows", "compose(query=window(32),reduce=[mean,value(l1),max(7),group(mean)])"},
+      {"minus", {.kind = Kind::minus}, nullptr, is_step<Kind::minus>, "turns a count of base=indicator(below) round",
+       "compose(base=indicator(below),query=window(64),reduce=[count,minus,group(mean)],recent=10)"},
       {"sum1", {.kind = Kind::sum1}, nullptr, is_step<Kind::sum1>, "divides by the sum over the tokens",
        "compose(query=window(32),reduce=[mean,sum1,group(mean)],recent=32)"}};
   return words;
@@ -214,6 +227,21 @@ std::span<const PartWord<Layers>> layer_words() {
        },
        [](const Layers& p) { return p.has_value(); }, "falling linearly over the depth (PyramidKV)",
        "compose(query=window(32),layers=pyramid(20),recent=32)"}};
+  return words;
+}
+
+using Select = std::optional<StagesPart>;
+std::span<const PartWord<Select>> select_words() {
+  static const std::vector<PartWord<Select>> words{
+      {"top", std::nullopt, nullptr, [](const Select& p) { return !p.has_value(); }, "the best scores",
+       "compose(query=window(32),select=top,recent=32)"},
+      {"two_stage", StagesPart{},
+       [](FieldVisitor& f, Select& p) {
+         f.number("first", p->first, 0.0, 1.0, "");
+         f.number("safe", p->safe, 0.0, 1.0, "");
+       },
+       [](const Select& p) { return p.has_value(); }, "a share by the score alone, the rest by the score weighed by value=wo (CriticalKV)",
+       "compose(query=window(32),value=wo,select=two_stage(first=0.5),recent=32)"}};
   return words;
 }
 
@@ -272,6 +300,9 @@ SpecValue write_heads(const Heads& part) { return write_part(part, head_words())
 Layers read_layers(const SpecValue& value) { return read_part("layers", value, layer_words()); }
 SpecValue write_layers(const Layers& part) { return write_part(part, layer_words()); }
 
+Select read_select(const SpecValue& value) { return read_part("select", value, select_words()); }
+SpecValue write_select(const Select& part) { return write_part(part, select_words()); }
+
 std::vector<TokenIndex> read_positions(const SpecValue& value) {
   std::vector<TokenIndex> out;
   for (const SpecValue& item : value.items) {
@@ -298,7 +329,14 @@ std::string explain_parts() {
          explain("value: what the score is weighed by, after all of reduce", value_words()) +
          explain("redundancy: what repeats others, last of all", redundancy_words()) +
          explain("heads: budgets of the heads of a layer", head_words()) +
-         explain("layers: budgets of the layers", layer_words());
+         explain("layers: budgets of the layers", layer_words()) +
+         explain("select: how the scores become a set", select_words()) +
+         "\n  protection: sinks=4, recent=32, forced=[0,17], and recent_share=0.5 of every budget for the newest tokens\n"
+         "    compose(query=all,reduce=[sum,group(mean)],sinks=4,recent_share=0.5)\n"
+         "\n  unit: kv, query or layer: what owns a kept set\n"
+         "    compose(query=all,reduce=[sum],unit=query)\n"
+         "\n  score: any policy in the place of base, query, reduce, redundancy and unit\n"
+         "    compose(score=expected_attention,value=l2,heads=ada(0.2),sinks=4)\n";
 }
 
 }  // namespace kvsim

@@ -40,6 +40,14 @@ SpecValue write_heads(const std::optional<HeadShare>& part);
 std::optional<LayerSlope> read_layers(const SpecValue& value);
 SpecValue write_layers(const std::optional<LayerSlope>& part);
 
+/// `top` (nothing) or `two_stage(first,safe)`: CriticalKV's selector.
+struct StagesPart {
+  double first = 0.5;  // share of a unit's tokens that the score alone decides
+  double safe = 0;     // share of the budget that it decides in any case
+};
+std::optional<StagesPart> read_select(const SpecValue& value);
+SpecValue write_select(const std::optional<StagesPart>& part);
+
 /// Positions `[0,17]` that are always kept.
 std::vector<TokenIndex> read_positions(const SpecValue& value);
 SpecValue write_positions(const std::vector<TokenIndex>& positions);

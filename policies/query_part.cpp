@@ -132,13 +132,18 @@ std::string rows_key(const QueryRows& rows) {
                      rows.staircase ? 1 : 0, rows.pass);
 }
 
-std::size_t visible_keys(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer) {
+std::size_t visible_end(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer) {
   std::size_t seen = layer.prompt;
   if (rows.source == Source::window && n == rows.count) seen = layer.prompt - n - rows.behind + i + 1;
   if (rows.source == Source::prompt) seen = rows.first + i + 1;
   if (rows.source == Source::lookahead && rows.staircase && n == rows.count) seen = layer.prompt - n + i + 1;
   // True decode queries, also where hindsight puts them in the place of a window.
   if (rows.source == Source::oracle || n != rows.count) seen = layer.prompt + i + 1;
+  return seen;
+}
+
+std::size_t visible_keys(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer) {
+  const std::size_t seen = visible_end(rows, i, n, layer);
   return layer.sliding_window == 0 ? seen : std::min<std::size_t>(seen, layer.sliding_window);
 }
 

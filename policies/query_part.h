@@ -50,7 +50,9 @@ void check_query(std::string_view policy, const QueryParts& parts, const LayerGe
 std::vector<QueryRows> query_rows(const QueryParts& parts, const std::string& pass);
 /// The same as a word of a key for HeadFeatures::shared.
 std::string rows_key(const QueryRows& rows);
-/// Keys that row `i` of `n` sees, its own included; decoded ones too for true decode queries.
+/// First key that row `i` of `n` does not see because it stands behind it; decoded keys count for true decode queries.
+std::size_t visible_end(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer);
+/// How many keys the row sees.
 std::size_t visible_keys(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer);
 
 }  // namespace kvsim

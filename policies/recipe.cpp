@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/error.h"
+#include "policies/obd_sums.h"
 
 namespace kvsim {
 namespace {
@@ -14,8 +15,6 @@ namespace {
 using Kind = Reducer::Kind;
 using Row = std::vector<double>;
 using Rows = std::vector<Row>;
-
-bool reads_pairs(Base base) { return base <= Base::below; }
 
 std::vector<double> widened(std::span<const float> row) { return {row.begin(), row.end()}; }
 
@@ -39,12 +38,38 @@ RowFold row_fold(const Recipe& recipe, const std::string& pass) {
   return fold;
 }
 
+/// Optimal brain damage of one query head over all rows of the sources (arXiv:2510.07651).
+Row obd_row(const Recipe& recipe, const HeadFeatures& head, const std::string& pass, std::size_t h) {
+  const bool outputs = recipe.base != Base::obd_value;
+  std::vector<ObdSums> parts;
+  if (recipe.query.front().kind == QueryPart::Kind::all) {
+    parts.push_back(obd_sums(head, h, outputs));
+  } else {
+    for (const QueryRows& rows : query_rows(recipe.query, pass)) parts.push_back(obd_sums(head, rows, h, outputs));
+  }
+  const Row norms = row_norms(head.values(), ValueNorm::l2);
+  Row out(norms.size(), 0.0);
+  for (const ObdSums& sums : parts) {
+    for (std::size_t t = 0; t < out.size(); ++t) {
+      const double value = static_cast<double>(sums.square[t]) * norms[t] * norms[t];
+      const double key = outputs ? static_cast<double>(sums.key[t]) : 0.0;
+      out[t] += key + (recipe.base == Base::obd_key ? 0.0 : value) +
+                (recipe.base == Base::obd_joint ? static_cast<double>(sums.cross[t]) : 0.0);
+    }
+  }
+  return out;
+}
+
 Rows base_rows(const Recipe& recipe, const HeadFeatures& head, const std::string& pass) {
   const LayerGeometry& layer = head.geometry();
   Rows rows;
   if (reads_pairs(recipe.base)) {
     const RowFold fold = row_fold(recipe, pass);
     for (std::size_t h = 0; h < (fold.logit_max ? 1 : layer.group); ++h) rows.push_back(widened(folded_row(head, fold, h)));
+    return rows;
+  }
+  if (reads_outputs(recipe.base)) {
+    for (std::size_t h = 0; h < layer.group; ++h) rows.push_back(obd_row(recipe, head, pass, h));
     return rows;
   }
   if (recipe.base == Base::knorm) return {key_norm_scores(head.keys())};
@@ -62,7 +87,8 @@ void normalise(Row& row) {
     for (double& x : row) x /= sum;
 }
 
-void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head, Rows& rows) {
+void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head, std::span<const TokenIndex> guarded,
+           Rows& rows) {
   switch (step.kind) {
     case Kind::softmax:
     case Kind::fold:
@@ -75,7 +101,11 @@ void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head, 
       if (recipe.unit != Unit::query && step.group != Group::logit_max) rows = {join_group(rows, step.group)};
       return;
     case Kind::value:
-      return weigh_by_value(step.value, head, rows);
+      return weigh_by_value(step.value, head, guarded, rows);
+    case Kind::minus:
+      for (Row& row : rows)
+        for (double& x : row) x = 0.0 - x;
+      return;
     case Kind::sum1:
       for (Row& row : rows) normalise(row);
       return;
@@ -83,12 +113,13 @@ void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head, 
 }
 
 /// One row per unit, over the tokens that are not protected as recent.
-Rows unit_rows(const Recipe& recipe, const HeadFeatures& head, const std::string& pass, std::size_t units) {
+Rows unit_rows(const Recipe& recipe, const HeadFeatures& head, const std::string& pass,
+               std::span<const TokenIndex> guarded, std::size_t units) {
   const std::size_t tokens = head.geometry().prompt;
   Rows rows = base_rows(recipe, head, pass);
   for (Row& row : rows) row.resize(tokens - std::min<std::size_t>(tokens, recipe.recent));
-  for (const Reducer& step : recipe.reduce) apply(step, recipe, head, rows);
-  weigh_by_value(recipe.value, head, rows);
+  for (const Reducer& step : recipe.reduce) apply(step, recipe, head, guarded, rows);
+  weigh_by_value(recipe.value, head, guarded, rows);
   if (recipe.redundancy) mix_redundancy(*recipe.redundancy, head, rows);
   if (recipe.unit == Unit::query && rows.size() == 1) rows.resize(units, rows[0]);
   return rows;
@@ -109,6 +140,11 @@ Need Recipe::needs() const {
   if (redundancy) needs = needs | Need::keys;
   for (const Reducer& step : reduce) needs = needs | value_needs(step.value);
   if (base == Base::knorm || base == Base::keydiff) needs = needs | Need::keys;
+  if (reads_outputs(base)) {
+    const bool all = !query.empty() && query.front().kind == QueryPart::Kind::all;
+    needs = needs | (all ? Need::all_queries : query_needs(query)) | Need::values;
+    if (base != Base::obd_value) needs = needs | Need::keys;
+  }
   return reads_pairs(base) ? needs | fold_needs(row_fold(*this, {})) : needs;
 }
 
@@ -129,7 +165,7 @@ void Recipe::score(const HeadFeatures& head, std::string_view policy, std::span<
   for (UnitScores& one : out)
     if (by_budget()) one.extra = {static_cast<float>(passes.size() - 1)};
   for (std::size_t p = 0; p < passes.size(); ++p) {
-    const Rows rows = unit_rows(*this, head, passes[p], out.size());
+    const Rows rows = unit_rows(*this, head, passes[p], guarded, out.size());
     KVSIM_CHECK(rows.size() == out.size(), "{} has {} rows for {} units", policy, rows.size(), out.size());
     for (std::size_t u = 0; u < out.size(); ++u) {
       std::vector<float> score = to_scores(rows[u]);

@@ -19,7 +19,22 @@
 namespace kvsim {
 
 /// What a token is scored by (reference, section 7.1, C2).
-enum class Base : std::uint8_t { attention, logit, above, below, position, knorm, keydiff };
+enum class Base : std::uint8_t {
+  attention,
+  logit,
+  above,
+  below,  // as Pair
+  obd_joint,
+  obd_value,
+  obd_key,
+  obd_no_cross,  // loss of the output when key, value or both are pruned (OBCache); summed over the queries
+  position,
+  knorm,
+  keydiff
+};
+constexpr bool reads_pairs(Base base) { return base <= Base::below; }
+constexpr bool reads_outputs(Base base) { return base > Base::below && base < Base::position; }
+constexpr bool reads_queries(Base base) { return base < Base::position; }
 /// How the query heads of a group become one score (C5).
 enum class Group : std::uint8_t { mean, max, sum, first, logit_max };
 
@@ -37,7 +52,8 @@ struct Reducer {
     max,      // pooling over positions: stride 1
     group,    // joins the query heads of the group; logit_max joins pairs
     value,    // weighs by the values here rather than at the end
-    sum1      // divides by the sum over the tokens
+    sum1,     // divides by the sum over the tokens
+    minus     // the other way round: what is counted speaks against the token
   };
   Kind kind = Kind::fold;
   Fold fold = Fold::mean;

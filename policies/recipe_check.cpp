@@ -9,7 +9,9 @@ namespace {
 
 using Kind = Reducer::Kind;
 
-constexpr std::array<std::string_view, 7> kBaseWords{"attention", "logit", "indicator(above)", "indicator(below)", "position", "knorm", "keydiff"};
+constexpr std::array<std::string_view, 11> kBaseWords{
+    "attention",  "logit",        "indicator(above)", "indicator(below)", "obd(joint)", "obd(value)",
+    "obd(key)", "obd(no_cross)", "position", "knorm", "keydiff"};
 
 std::string_view word(Base base) { return kBaseWords[static_cast<std::size_t>(base)]; }
 
@@ -41,6 +43,10 @@ void check_pairs(std::string_view policy, const Recipe& recipe) {
       throw UserError("{}: meanvar needs the variance over several queries", policy);
     if (step.kind == Kind::fold && step.fold == Fold::count && recipe.base != Base::above && recipe.base != Base::below)
       throw UserError("{}: count counts an indicator, write base=indicator(above) or base=indicator(below)", policy);
+    if (step.kind == Kind::fold && reads_outputs(recipe.base) && step.fold != Fold::sum)
+      throw UserError("{}: base={} is a loss summed over the queries, write sum in reduce", policy, word(recipe.base));
+    if (step.kind == Kind::minus && recipe.base != Base::below)
+      throw UserError("{}: minus turns a count of base=indicator(below) round, other scores already mean keep", policy);
     if (joins_pairs(step) && recipe.base != Base::logit)
       throw UserError("{}: group(logit_max) is a maximum over logits, write base=logit", policy);
     if (joins_pairs(step) && recipe.unit == Unit::query)
@@ -65,6 +71,8 @@ void check_values(std::string_view policy, const Recipe& recipe) {
   if (in_list == 0 && !at_end) return;
   if (recipe.base == Base::knorm || recipe.base == Base::keydiff || (recipe.base == Base::logit && !softened))
     throw UserError("{}: value multiplies a score, but {} scores are negative", policy, word(recipe.base));
+  if (reads_outputs(recipe.base))
+    throw UserError("{}: base={} holds the values already, no value beside it", policy, word(recipe.base));
   if (recipe.base != Base::attention && recipe.base != Base::logit)
     throw UserError("{}: value weighs attention, base={} is no share of any output", policy, word(recipe.base));
 }
@@ -73,10 +81,9 @@ void check_values(std::string_view policy, const Recipe& recipe) {
 
 void Recipe::check_parts(std::string_view policy) const {
   check_query(policy, query);
-  const bool pairs = base <= Base::below;
   const auto groups = std::count_if(reduce.begin(), reduce.end(), [](const auto& s) { return s.kind == Kind::group; });
   check_values(policy, *this);
-  if (!pairs) {
+  if (!reads_queries(base)) {
     const bool folds = std::any_of(reduce.begin(), reduce.end(),
                                    [](const auto& s) { return s.kind == Kind::fold || over_pairs(s); });
     if (!query.empty() || folds)

@@ -35,7 +35,7 @@ struct Tally {
   }
 };
 
-double result(const Tally& tally, Fold fold, double gamma) {
+double result(const Tally& tally, Fold fold) {
   switch (fold) {
     case Fold::mean:
       return tally.mean();
@@ -43,8 +43,10 @@ double result(const Tally& tally, Fold fold, double gamma) {
     case Fold::count:
     case Fold::visible:
       return tally.sum;
+    case Fold::variance:
+      return tally.variance();
     case Fold::meanvar:
-      return tally.mean() + gamma * tally.variance();
+      break;  // made of two others
     case Fold::last:
       return tally.last;
     case Fold::largest:
@@ -58,7 +60,7 @@ double result(const Tally& tally, Fold fold, double gamma) {
 /// A number per (token, row), token-major.
 struct Elements {
   std::size_t rows = 0;
-  std::vector<float> value;  // NaN: the row does not see the token
+  std::vector<float> value;  // kUnseen: the row does not see the token
 };
 
 void append(Elements& to, std::size_t tokens, std::size_t rows, std::span<const float> value) {
@@ -75,14 +77,14 @@ void append(Elements& to, std::size_t tokens, std::size_t rows, std::span<const 
 Elements elements_of(const HeadFeatures& head, Pair pair, const QueryRows& rows, std::size_t h) {
   const MatrixView<const float> weight = head.attention(rows, h);
   Elements out{weight.cols, std::vector<float>(weight.rows * weight.cols)};
-  std::vector<float> share(weight.cols);
-  for (std::size_t i = 0; i < weight.cols; ++i)
-    share[i] = 1.0f / static_cast<float>(visible_keys(rows, i, weight.cols, head.geometry()));
-  for (std::size_t t = 0; t < weight.rows; ++t) {
-    float* at = out.value.data() + t * weight.cols;
-    for (std::size_t i = 0; i < weight.cols; ++i) {
-      const float a = weight(t, i);
-      at[i] = pair == Pair::attention ? a : (a >= share[i]) == (pair == Pair::above) ? 1.0f : 0.0f;
+  for (std::size_t i = 0; i < weight.cols; ++i) {
+    const std::size_t end = visible_end(rows, i, weight.cols, head.geometry());
+    const auto keys = static_cast<double>(visible_keys(rows, i, weight.cols, head.geometry()));
+    for (std::size_t t = 0; t < weight.rows; ++t) {
+      const bool above = static_cast<double>(weight(t, i)) * keys >= 1.0;
+      float& x = out.value[t * weight.cols + i];
+      if (pair == Pair::attention) x = weight(t, i);
+      else x = t >= end ? kUnseen : above == (pair == Pair::above) ? 1.0f : 0.0f;
     }
   }
   return out;
@@ -129,7 +131,7 @@ std::vector<float> fold_elements(const Elements& elements, const RowFold& fold, 
       const float x = elements.value[t * elements.rows + i];
       if (x != kUnseen) tally.add(static_cast<double>(x));
     }
-    out[t] = static_cast<float>(result(tally, fold.fold, fold.gamma));
+    out[t] = static_cast<float>(result(tally, fold.fold));
   }
   return out;
 }
@@ -151,7 +153,7 @@ std::vector<float> fold_prompt(const HeadFeatures& head, const RowFold& fold, st
     }
   });
   std::vector<float> out;
-  for (const Tally& one : tally) out.push_back(static_cast<float>(result(one, fold.fold, fold.gamma)));
+  for (const Tally& one : tally) out.push_back(static_cast<float>(result(one, fold.fold)));
   return out;
 }
 
@@ -181,8 +183,23 @@ std::vector<float> scaled(std::span<const float> row, double factor) {
   return out;
 }
 
+/// mean + gamma * variance, of the very mean that others use.
+std::vector<float> mean_and_variance(const HeadFeatures& head, RowFold fold, std::size_t h) {
+  const double gamma = fold.gamma;
+  fold.gamma = 0;
+  fold.fold = Fold::mean;
+  const std::span<const float> mean = folded_row(head, fold, h);
+  fold.fold = Fold::variance;
+  const std::span<const float> variance = folded_row(head, fold, h);
+  std::vector<float> out(mean.size());
+  for (std::size_t t = 0; t < out.size(); ++t)
+    out[t] = static_cast<float>(static_cast<double>(mean[t]) + gamma * static_cast<double>(variance[t]));
+  return out;
+}
+
 std::vector<float> compute(const HeadFeatures& head, const RowFold& fold, std::size_t h) {
   const std::size_t tokens = head.geometry().prompt;
+  if (fold.fold == Fold::meanvar) return mean_and_variance(head, fold, h);
   if (fold.query.front().kind == Kind::all) {
     if (!sums_of_prompt(fold)) return fold_prompt(head, fold, h);
     return scaled(head.attention_sum(h), fold.fold == Fold::mean ? 1.0 / static_cast<double>(tokens) : 1.0);

@@ -27,6 +27,7 @@ enum class Fold : std::uint8_t {
   last,     // the newest row
   largest,
   squares,  // sum of squares
+  variance,  // unbiased
   count,    // sum of an indicator
   visible   // sum over the queries divided by how many of them see the key; query=all only
 };

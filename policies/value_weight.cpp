@@ -4,11 +4,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
-#include <limits>
-#include <numeric>
 
 #include "kernels/error.h"
+#include "kernels/replay.h"
+#include "policies/products.h"
+#include "policies/recipe.h"
+#include "policies/removal_cost.h"
 
 namespace kvsim {
 namespace {
@@ -16,53 +20,63 @@ namespace {
 using Kind = ValuePart::Kind;
 using Row = std::vector<double>;
 
-/// Norms of the values, computed once for all variants.
-std::span<const float> value_norms(const HeadFeatures& head, ValueNorm norm) {
-  return head.shared(fmt::format("|v|:{}", static_cast<int>(norm)), [&] {
-    const Row norms = row_norms(head.values(), norm);
-    std::vector<float> out(norms.size());
-    std::transform(norms.begin(), norms.end(), out.begin(), [](double x) { return static_cast<float>(x); });
+/// Norms of the values in double, computed once for all variants: shared results are floats, so each fills two of them.
+Row value_norms(const HeadFeatures& head, ValueNorm norm) {
+  using Halves = std::array<float, 2>;
+  const std::span<const float> halves = head.shared(fmt::format("|v|:{}", static_cast<int>(norm)), [&] {
+    std::vector<float> out;
+    for (const double x : row_norms(head.values(), norm))
+      for (const float half : std::bit_cast<Halves>(x)) out.push_back(half);
     return out;
   });
-}
-
-void multiply(Row& row, std::span<const float> factor, double epsilon) {
-  for (std::size_t t = 0; t < row.size(); ++t) row[t] = (row[t] + epsilon) * static_cast<double>(factor[t]);
-}
-
-/// The norms that a row is weighed with: its query head's, or the mean over the group where the heads are joined.
-std::vector<float> projected_norms_of(const HeadFeatures& head, std::size_t row, std::size_t rows) {
-  const std::size_t group = head.geometry().group;
-  const std::span<const float> own = projected_norms(head, rows == 1 ? 0 : row);
-  std::vector<double> sum(own.begin(), own.end());
-  for (std::size_t h = 1; rows == 1 && h < group; ++h) {
-    const std::span<const float> next = projected_norms(head, h);
-    for (std::size_t t = 0; t < sum.size(); ++t) sum[t] += static_cast<double>(next[t]);
-  }
-  std::vector<float> out(sum.size());
-  const double heads = rows == 1 ? static_cast<double>(group) : 1.0;
-  std::transform(sum.begin(), sum.end(), out.begin(), [heads](double x) { return static_cast<float>(x / heads); });
+  Row out(halves.size() / 2);
+  for (std::size_t t = 0; t < out.size(); ++t) out[t] = std::bit_cast<double>(Halves{halves[2 * t], halves[2 * t + 1]});
   return out;
 }
 
-/// Change of the output when one token alone is evicted and the others are renormalised (arXiv:2504.14051).
-void output_change(Row& row, MatrixView<const float> values, bool fast) {
-  const double total = std::accumulate(row.begin(), row.end(), 0.0);
-  if (total > 0)
-    for (double& a : row) a /= total;
-  Row mean(values.cols, 0.0);
+void multiply(Row& row, const Row& factor, double epsilon) {
+  for (std::size_t t = 0; t < row.size(); ++t) row[t] = (row[t] + epsilon) * factor[t];
+}
+
+/// The norms that a row is weighed with: its query head's, or the mean over the group where the heads are joined.
+Row projected_norms_of(const HeadFeatures& head, std::size_t row, std::size_t rows) {
+  std::vector<Row> norms;
+  for (std::size_t h = 0; h < head.geometry().group; ++h) {
+    if (rows > 1 && h != row) continue;
+    const std::span<const float> own = projected_norms(head, h);
+    norms.emplace_back(own.begin(), own.end());
+  }
+  return join_group(norms, Group::mean);
+}
+
+/// Change of the output when one token alone is evicted and the others are renormalised (arXiv:2504.14051). Scores are
+/// taken as they would be ranked, in float.
+void output_change(Row& row, MatrixView<const float> values, std::span<const TokenIndex> guarded, bool fast) {
+  std::vector<bool> stays(row.size(), false);
+  for (const TokenIndex t : guarded)
+    if (t < row.size()) stays[t] = true;
+  double total = 0;
+  std::size_t free = 0;
   for (std::size_t t = 0; t < row.size(); ++t) {
-    const double a = fast ? 1.0 / static_cast<double>(row.size()) : row[t];
-    for (std::size_t c = 0; c < values.cols; ++c) mean[c] += a * static_cast<double>(values(t, c));
+    row[t] = stays[t] ? 0.0 : static_cast<double>(static_cast<float>(row[t]));
+    if (row[t] < 0) throw UserError("value=caote needs scores that are shares of attention, token {} has {}", t, row[t]);
+    total += row[t];
+    free += stays[t] ? 0 : 1;
+  }
+  Row centre(values.cols, 0.0);
+  const double even = 1.0 / static_cast<double>(std::max<std::size_t>(1, free));
+  for (std::size_t t = 0; t < row.size(); ++t) {
+    row[t] = total > 0 ? row[t] / total : 0.0;
+    const double weight = fast ? (stays[t] ? 0.0 : even) : row[t];
+    for (std::size_t c = 0; c < values.cols; ++c) centre[c] += weight * static_cast<double>(values(t, c));
   }
   for (std::size_t t = 0; t < row.size(); ++t) {
     double square = 0;
     for (std::size_t c = 0; c < values.cols; ++c) {
-      const double off = static_cast<double>(values(t, c)) - mean[c];
-      square += off * off;
+      const double difference = static_cast<double>(values(t, c)) - centre[c];
+      square += difference * difference;
     }
-    const double rest = std::max(1.0 - row[t], std::numeric_limits<double>::epsilon());
-    row[t] = row[t] / rest * std::sqrt(square);
+    row[t] = removal_cost(row[t], std::sqrt(square));
   }
 }
 
@@ -73,7 +87,8 @@ Need value_needs(const ValuePart& part) {
   return part.kind == Kind::wo ? Need::values | Need::output_projection : Need::values;
 }
 
-void weigh_by_value(const ValuePart& part, const HeadFeatures& head, std::vector<Row>& rows) {
+void weigh_by_value(const ValuePart& part, const HeadFeatures& head, std::span<const TokenIndex> guarded,
+                    std::vector<Row>& rows) {
   for (std::size_t r = 0; r < rows.size(); ++r) {
     switch (part.kind) {
       case Kind::none:
@@ -92,7 +107,7 @@ void weigh_by_value(const ValuePart& part, const HeadFeatures& head, std::vector
         break;
       case Kind::caote:
       case Kind::fast_caote:
-        output_change(rows[r], head.values(), part.kind == Kind::fast_caote);
+        output_change(rows[r], head.values(), guarded, part.kind == Kind::fast_caote);
         break;
     }
   }
@@ -113,19 +128,17 @@ std::vector<double> row_norms(MatrixView<const float> rows, ValueNorm norm) {
 
 std::span<const float> projected_norms(const HeadFeatures& head, std::size_t query_head) {
   return head.shared(fmt::format("|v W_O|_1:{}", query_head), [&] {
+    constexpr std::size_t kTokens = 4 * kRowTile;
     const MatrixView<const float> values = head.values(), projection = head.output_projection(query_head);
-    std::vector<float> out(values.rows);
-    std::vector<double> image(projection.cols);
-    for (std::size_t t = 0; t < values.rows; ++t) {
-      std::fill(image.begin(), image.end(), 0.0);
-      for (std::size_t c = 0; c < values.cols; ++c) {
-        const double v = static_cast<double>(values(t, c));
-        const float* row = projection.row(c);
-        for (std::size_t m = 0; m < image.size(); ++m) image[m] += v * static_cast<double>(row[m]);
-      }
-      double sum = 0;
-      for (const double x : image) sum += std::abs(x);
-      out[t] = static_cast<float>(sum);
+    std::vector<float> out;
+    for (std::size_t begin = 0; begin < values.rows; begin += kTokens) {
+      const std::size_t count = std::min(kTokens, values.rows - begin);
+      Matrix<float> image(projection.cols, count, kRowPad);  // W_O' v of every token
+      accumulate_product(transposed(values.rows_from(begin, count)).view(), projection, image.view());
+      Row sum(count, 0.0);
+      for (std::size_t m = 0; m < image.rows(); ++m)
+        for (std::size_t t = 0; t < count; ++t) sum[t] += static_cast<double>(std::abs(image(m, t)));
+      for (const double x : sum) out.push_back(static_cast<float>(x));
     }
     return out;
   });

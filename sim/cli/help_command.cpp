@@ -90,7 +90,7 @@ int help_command(const Arguments& arguments) {
   const auto& metrics = all_metrics();
   const auto metric =
       std::find_if(metrics.begin(), metrics.end(), [&](const MetricInfo& m) { return m.name == name; });
-  if (find_policy(name) != nullptr) {
+  if (find_policy(name.substr(0, name.find('('))) != nullptr) {  // a spec shows its own parameters
     fmt::print("{}", policy_page(name));
   } else if (is_stepwise_name(name)) {
     fmt::print("{}", stepwise_policy_page(name));

@@ -46,23 +46,23 @@ TEST(CanonicalSpec, WritesEveryParameterInDeclaredOrder) {
 TEST(CanonicalSpec, WritesThePartsOfComposeInFull) {
   EXPECT_EQ(canonical("compose"),
             "compose(score=none,base=attention,query=window(64),reduce=[mean,avg(5),group(mean)],"
-            "value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,forced=[],unit=kv)");
+            "value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,recent_share=0,forced=[],select=top,unit=kv)");
   EXPECT_EQ(canonical("compose(base=knorm,heads=ada,layers=pyramid(10))"),
             "compose(score=none,base=knorm,query=none,reduce=[],value=none,redundancy=none,"
             "heads=ada(alpha=0.2,form=guarantee,total=exact),layers=pyramid(beta=10,form=kvpress,total=exact),sinks=0,"
-            "recent=0,forced=[],unit=kv)");
+            "recent=0,recent_share=0,forced=[],select=top,unit=kv)");
   EXPECT_EQ(canonical("compose(query=all,reduce=[visible,group],value=l1)"),
             "compose(score=none,base=attention,query=all,reduce=[visible,group(mean)],value=l1,redundancy=none,"
-            "heads=uniform,layers=uniform,sinks=0,recent=0,forced=[],unit=kv)");
+            "heads=uniform,layers=uniform,sinks=0,recent=0,recent_share=0,forced=[],select=top,unit=kv)");
   EXPECT_EQ(canonical("compose(query=[window(8),lookahead(snapkv-256)],reduce=[max,max(7),group],forced=[3])"),
             "compose(score=none,base=attention,query=[window(8),lookahead(pass=snapkv-256,length=8,mask=causal)],"
             "reduce=[max,max(7),group(mean)],value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,"
-            "forced=[3],unit=kv)");
+            "recent_share=0,forced=[3],select=top,unit=kv)");
   EXPECT_EQ(canonical("compose(base=indicator,query=proxy(last=4),reduce=[count,value(wo),group],value=none)"),
             "compose(score=none,base=indicator(above),query=proxy(first=0,last=4),reduce=[count,value(wo(0.0001)),"
-            "group(mean)],value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,forced=[],unit=kv)");
+            "group(mean)],value=none,redundancy=none,heads=uniform,layers=uniform,sinks=0,recent=0,recent_share=0,forced=[],select=top,unit=kv)");
   EXPECT_EQ(canonical("compose(score=knorm,sinks=4)"),
-            "compose(score=knorm,value=none,heads=uniform,layers=uniform,sinks=4,recent=0,forced=[])");
+            "compose(score=knorm,value=none,heads=uniform,layers=uniform,sinks=4,recent=0,recent_share=0,forced=[],select=top)");
 }
 
 TEST(CanonicalSpec, ReadsBackAsItselfForEveryPolicy) {
