@@ -4,7 +4,7 @@ Every class watches all caches of a replay (replay.py). `choose` gives one Choic
 that a formula follows stand in the docstrings as paper and equation.
 """
 
-import math
+from collections import Counter
 
 import numpy as np
 
@@ -284,13 +284,12 @@ class Keyformer(Accumulated):
 
 
 class Cake(Policy):
-    """Layer budgets from the dispersion and shift of the window's attention; then the newest query's row, pooled (arXiv 2503.12491)."""
+    """At the prompt's end mean + gamma x unbiased variance of the window's attention, then the newest query's row; both pooled
+    over the tokens before the window, mean over the group (arXiv 2503.12491). Every layer has the same capacity here."""
 
     window = 32
     gamma = 200.0
     kernel = 5
-    tau1 = 1.0
-    tau2 = 1.0
 
     @property
     def prompt_rows(self):
@@ -300,28 +299,15 @@ class Cake(Policy):
         if not len(view.rows):
             return
         older = slice(0, max(0, len(view) - self.window))
-        if view.phase == "step":
-            rows = [a[-1:, older] for a in view.attention]
-            state["score"] = np.mean([pooled(a[0], self.kernel, "avg") for a in rows], axis=0)
-            return
-        rows = [a[:, older] for a in view.attention]
-        state["rows"] = rows
-        state["score"] = np.mean([pooled(a.mean(0) + self.gamma * a.var(0, ddof=1), self.kernel, "avg") for a in rows], axis=0)
-
-    def preference(self, rows):
-        entropy = -sum((a * np.log(a + 1e-10)).sum() for a in rows)
-        shift = sum(a.var(0, ddof=1).sum() for a in rows)
-        return entropy ** (1 / self.tau1) * shift ** (1 / self.tau2)
-
-    def budgets(self, views):
-        """Tokens of every layer beside the window, by the layers' preferences; their sum is fixed."""
-        raise NotImplementedError
+        if view.phase == "prompt":
+            rows = [a[:, older].mean(0) + self.gamma * a[:, older].var(0, ddof=1) for a in view.attention]
+        else:
+            rows = [a[-1, older] for a in view.attention]
+        state["score"] = np.mean([pooled(row, self.kernel, "avg") for row in rows], axis=0)
 
     def one(self, view, state, when):
-        older = view.positions[: len(view) - self.window]
-        room = state.get("budget", view.capacity - self.window)
-        choice = keep_best(older, state["score"], room)
-        return choice
+        score = np.concatenate([state["score"], np.zeros(len(view) - len(state["score"]))])
+        return keep_best(view.positions, score, view.capacity, recent=self.window, absolute=1e-10)
 
 
 class RKv(Policy):
@@ -331,11 +317,15 @@ class RKv(Policy):
     kernel = 7
     mix = 0.1
     threshold = 0.5
-    interval = 128
+    every = 128
 
     @property
     def prompt_rows(self):
         return self.window
+
+    def due(self, step):
+        """On the first step after the number of tokens fed became a multiple."""
+        return (self.trace.prompt + step) % self.every == 0
 
     def fresh(self, cache):
         return {"queries": [[] for _ in cache.heads]}
@@ -362,17 +352,22 @@ class RKv(Policy):
         return self.mix * importance - (1 - self.mix) * self.redundancy(view.key)[:older]
 
     def one(self, view, state, when):
-        if len(view) <= max(self.window, view.capacity):
-            return Choice(set())
         score = np.concatenate([self.score(view, state), np.full(self.window, np.inf)])
         return keep_best(view.positions, score, view.capacity, recent=self.window, absolute=2e-7)
 
 
 class TrimKv(Policy):
-    """A learned rate per token, decaying with age (arXiv 2512.03324): (tokens seen + 1 - position) log beta."""
+    """A learned rate per token, decaying with age (arXiv 2512.03324): (tokens seen + 1 - position) log beta. pool: what shares
+    a budget. With floor every head has int(floor x capacity) of its own, and as many more as it has among the best of the rest
+    of the total over all heads that share."""
 
     buffer = 128
-    pool = "head"  # over what the budget is shared: head, layer or model
+    pool = "head"
+    floor = 0.0
+
+    @property
+    def bounded(self):
+        return self.pool == "head"
 
     def age_score(self, view, when):
         seen = view.trace.prompt + when + 1
@@ -382,48 +377,52 @@ class TrimKv(Policy):
     def choose(self, views, when):
         score = [self.age_score(view, when) for view in views]
         if self.pool == "head":
-            return [keep_best(v.positions, s, v.capacity) for v, s in zip(views, score)]
+            return [keep_best(v.positions, s, v.capacity) if self.full(v) else Choice(set()) for v, s in zip(views, score)]
         groups = {}
         for i, view in enumerate(views):
             groups.setdefault(view.cache.layer if self.pool == "layer" else 0, []).append(i)
-        out = [None] * len(views)
+        out = [Choice(set(), counted=False) for _ in views]
         for members in groups.values():
-            room = self.capacity * len(members)
-            flat = [(-s, i, int(p)) for i in members for s, p in zip(score[i], views[i].positions)]
-            flat.sort()
-            kept = flat[:room]
-            near = set()
-            if len(flat) > room:
-                cut, after = -flat[room - 1][0], -flat[room][0]
-                if abs(cut - after) <= 3e-5 * max(abs(cut), abs(after)):
-                    near = {(i, p) for s, i, p in flat if abs(-s - cut) <= 3e-5 * abs(cut)}
-            for i in members:
-                held = set(views[i].positions.tolist())
-                out[i] = Choice(held - {p for _, j, p in kept if j == i}, {p for j, p in near if j == i}, counted=False)
+            held, limit = sum(len(views[i]) for i in members), len(members) * (self.capacity + self.buffer)
+            if held > limit if self.pool == "layer" else held >= limit:
+                for i, choice in zip(members, self.share(members, views, score)):
+                    out[i] = choice
         return out
+
+    def share(self, members, views, score):
+        total = len(members) * self.capacity
+        ranked = sorted((-s, i, int(p)) for i in members for s, p in zip(score[i], views[i].positions))
+        best = ranked[: int(total - self.floor * total)]
+        near = False
+        if 0 < len(best) < len(ranked):
+            near = abs(best[-1][0] - ranked[len(best)][0]) <= 3e-5 * abs(best[-1][0])
+        for i in members:
+            room = sum(1 for _, j, _ in best if j == i) + int(self.floor * self.capacity)
+            choice = keep_best(views[i].positions, score[i], room)
+            yield Choice(choice.evict, set(views[i].positions.tolist()) if near else choice.doubtful, counted=not near)
 
 
 class ObCache(Accumulated):
     """First-order damage to the output when a value, a key or both are set to zero (arXiv 2510.07651)."""
 
-    what = "value"  # value, key, joint
-    recent = 0.5
+    what = "joint"  # value, key, joint
+    window = 64
+
+    @property
+    def prompt_rows(self):
+        return self.window
 
     def damage(self, a, s, value):
         out = a @ value
         vv = (value**2).sum(1)
+        s = np.where(np.isfinite(s), s, 0.0)
         of_value = a**2 * vv
-        visible = np.isfinite(s)
-        s = np.where(visible, s, 0.0)
         of_key = (a * s) ** 2 * ((value - out) ** 2).sum(1)
         cross = 2 * a**2 * s * (vv - value @ out)
         return {"value": of_value, "key": of_key, "joint": of_value + of_key + cross}[self.what]
 
-    def term(self, view, row):
-        return self.damage(view.attention[0][row], view.logits[0][row], view.value)
-
-    def prompt(self, view):
-        return sum(self.term(view, i) for i in range(len(view.rows)))
+    def term(self, view, head, row):
+        return self.damage(view.attention[head][row], view.logits[head][row], view.value)
 
 
 class Caote(Policy):
@@ -432,6 +431,8 @@ class Caote(Policy):
 
     base = "tova"  # tova: the newest query's attention; h2o: accumulated attention
     fast = False
+    recent = 0.0
+    block = 128
 
     def fresh(self, cache):
         return {"sum": [{} for _ in cache.heads]}
@@ -443,7 +444,7 @@ class Caote(Policy):
                     state["sum"][g] = dict(zip(view.positions.tolist(), view.attention[g][-1]))
                 continue
             total = state["sum"][g]
-            added = view.trace.stats[view.cache.layer]["sum"][view.heads[g]] if view.phase == "prompt" and view.cache.layer in view.trace.stats else view.attention[g].sum(0)
+            added = column_sums(view, g) if view.phase == "prompt" else view.attention[g].sum(0)
             for p, a in zip(view.positions.tolist(), added):
                 total[p] = total.get(p, 0.0) + a
 
@@ -455,11 +456,18 @@ class Caote(Policy):
 
     def one(self, view, state, when):
         costs = [self.cost(np.array([total[p] for p in view.positions.tolist()]), view.value) for total in state["sum"]]
-        return keep_best(view.positions, np.mean(costs, axis=0), view.capacity, absolute=1e-9)
+        return keep_best(view.positions, np.mean(costs, axis=0), view.capacity, recent=int(self.recent * view.capacity))
+
+    def removed(self, cache, positions):
+        for total in self.state[cache]["sum"]:
+            for p in positions:
+                total.pop(p, None)
 
 
 class KeyDiff(Policy):
     """Keys that differ most from the mean direction of the keys held (arXiv 2504.15364)."""
+
+    block = 128
 
     def score(self, key):
         unit = key / np.linalg.norm(key, axis=1, keepdims=True)
@@ -472,6 +480,8 @@ class KeyDiff(Policy):
 
 class KNorm(KeyDiff):
     """Smallest key norms (arXiv 2406.11430)."""
+
+    block = 0
 
     def score(self, key):
         return -np.linalg.norm(key, axis=1)
@@ -490,23 +500,27 @@ def sentences(texts, delimiters):
 class SkipKv(RKv):
     """R-KV, and whole sentences that a later one repeats sink below everything else (arXiv 2512.07993)."""
 
-    sentence_threshold = 0.95
+    repeats = 0.95
+    similarity = "hidden"
     delimiters = ("\n", "\n\n", ".", ".\n", ".\n\n", ")\n\n", "?\n\n")
 
-    def embedding(self, begin, end):
-        mean = self.trace.final_hidden[begin:end].mean(0)
-        return mean / np.linalg.norm(mean)
+    def alike(self, a, b):
+        """Cosine of the mean final hidden states of two sentences; or, without them, shared token ids."""
+        if self.similarity == "hidden":
+            x, y = (self.trace.final_hidden[begin:end].mean(0) for begin, end in (a, b))
+            return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+        x, y = (Counter(self.trace.ids[begin:end]) for begin, end in (a, b))
+        return 2 * (x & y).total() / (x.total() + y.total())
 
     def penalties(self, seen):
         """Sentence -> similarity, among the sentences complete within the first `seen` tokens: the earlier one of a pair is
         marked, and the latest mark stays."""
         complete, _ = sentences(self.trace.texts[:seen], self.delimiters)
-        vectors = [self.embedding(b, e) for b, e in complete]
         marks = {}
         for j in range(len(complete)):
             for i in range(j):
-                similar = float(vectors[i] @ vectors[j])
-                if similar > self.sentence_threshold:
+                similar = self.alike(complete[i], complete[j])
+                if similar > self.repeats:
                     marks[complete[i]] = similar
         return marks
 
@@ -522,25 +536,22 @@ class SkipKv(RKv):
 
 
 class Dms(Policy):
-    """Every token is judged once, when it leaves the window: below the threshold it goes (kvpress' DMS press)."""
+    """Every token is judged once, when it leaves the window of the newest ones: below the threshold it goes (kvpress' DMS press,
+    here around key norms)."""
 
+    bounded = False
     threshold = 0.0
     window = 128
-
-    def token_scores(self, view, positions):
-        raise NotImplementedError
 
     def fresh(self, cache):
         return {"judged": set()}
 
     def one(self, view, state, when):
         newest = view.trace.prompt + when
-        leaving = [int(p) for p in view.positions if p <= newest - self.window and int(p) not in state["judged"]]
-        score = self.token_scores(view, leaving)
-        state["judged"] |= set(leaving)
-        evict = {p for p, s in zip(leaving, score) if s < self.threshold}
-        doubtful = {p for p, s in zip(leaving, score) if abs(s - self.threshold) <= 1e-5 * abs(self.threshold)}
-        return Choice(evict, doubtful, counted=False)
+        score = {int(p): s for p, s in zip(view.positions, KNorm().score(view.key)) if p <= newest - self.window and int(p) not in state["judged"]}
+        state["judged"] |= set(score)
+        doubtful = {p for p, s in score.items() if abs(s - self.threshold) <= 1e-6 * abs(self.threshold)}
+        return Choice({p for p, s in score.items() if s < self.threshold}, doubtful, counted=False)
 
 
 class Decoding(Policy):
@@ -587,10 +598,48 @@ class Decoding(Policy):
         return keep_best(view.positions, self.slot_scores(view, state), view.capacity, recent=recent, absolute=5e-7 if self.score == "keydiff" else 0)
 
 
-class Cam(Decoding):
-    """Decoding with the worst tokens' values spread over the tokens kept after them (kvpress' CAM press)."""
+class Cam(Policy):
+    """Decoding whose evicted values are spread over the tokens kept after them (kvpress' CAM press), one set per layer."""
 
-    window = 32
+    prompt_end = False
+    every = 512
+    merge = 32
+    seed = 0
 
-    def draw(self, cache, when, position):
-        raise NotImplementedError
+    def fresh(self, cache):
+        return {"gathered": {}}
+
+    def see(self, view, state):
+        for p, a in zip(view.positions.tolist(), np.mean([a[-1] for a in view.attention], axis=0) if view.phase == "step" else np.zeros(len(view))):
+            state["gathered"][p] = state["gathered"].get(p, 0.0) + a
+
+    def choose(self, views, when):
+        out = [Choice(set()) for _ in views]
+        for layer in {view.cache.layer for view in views}:
+            mates = [i for i, view in enumerate(views) if view.cache.layer == layer]
+            if not any(self.full(views[i]) for i in mates):
+                continue
+            score = np.mean([KNorm().score(views[i].key) for i in mates], axis=0)
+            choice = keep_best(views[mates[0]].positions, score, self.capacity)
+            worth = dict(zip(views[mates[0]].positions.tolist(), score))
+            candidates = sorted(choice.evict, key=lambda p: (-worth[p], -p))[: self.every]
+            for i in mates:
+                out[i] = Choice(choice.evict, choice.doubtful, values=self.merged(views[i], self.state[i]["gathered"], candidates, choice.evict, when))
+        return out
+
+    def merged(self, view, gathered, candidates, evict, when):
+        kept = [p for p in view.positions.tolist() if p not in evict]
+        value = dict(zip(view.positions.tolist(), view.value))
+        new = {}
+        for m in candidates:
+            after = [p for p in kept if p > m][: self.merge]
+            if not after:
+                continue
+            mean = np.mean([gathered[p] for p in after])
+            chance = min(1.0, gathered[m] / mean) if mean > 0 else float(gathered[m] > 0)
+            stream = stream_of(fnv1a(view.trace.digest), view.cache.layer, view.cache.kv_head)
+            drawn = (block(self.seed, stream, when << 32 | m)[0] + 0.5) / 2**32
+            if drawn < chance:
+                for p in after:
+                    new[p] = new.get(p, value[p]) + value[m] / len(after)
+        return new
