@@ -236,10 +236,17 @@ void print_notes(const PreparedRun& run) {
   fmt::print(stderr, "device: cpu ({} threads, {}){}\n", run.options.threads, instruction_path(),
              run.options.device == "auto" ? "; this build has no CUDA backend" : "");
   std::size_t no_op = 0, cells = 0;
+  bool stepwise = false, in_blocks = false;
+  for (const Variant& variant : run.variants) {
+    stepwise |= variant.stepwise != nullptr;
+    in_blocks |= variant.stepwise && variant.stepwise->schedule().block > 0;
+  }
+  if (in_blocks)
+    fmt::print(stderr, "note: prefill in blocks is replayed open loop: its queries, keys and values are those of the full prompt\n");
   for (const TraceEntry& trace : run.record.description.traces)
     for (const BudgetPoint& budget : trace.budgets) {
       ++cells;
-      no_op += budget.tokens >= trace.prompt ? 1 : 0;
+      no_op += budget.tokens >= trace.prompt + (stepwise ? trace.decode : 0) ? 1 : 0;
     }
   if (no_op > 0) fmt::print(stderr, "warning: {} of {} budgets hold the whole prompt, so nothing is evicted there\n", no_op, cells);
   for (const Refusal& refusal : run.record.refusals)

@@ -33,6 +33,7 @@ Cell::Cell(const CellLayer& layer, const StepwisePolicy& policy, std::uint32_t c
   for (std::uint32_t kv = 0; kv < g.kv_heads; ++kv)
     for (std::size_t h = 0; h < (per_query ? g.group : 1); ++h) readers_.push_back({kv, h, per_query ? 1 : g.group});
   for (std::size_t i = 0; i < readers_.size(); ++i) caches_.emplace_back(g.prompt + g.decode, policy.removal() == Removal::drop);
+  watched_.assign(readers_.size(), 0);
   StepContext context{g, declared_inputs(layer.inputs, policy.needs()), {}, layer.layer.rule.softcap};
   context.rope.layout = static_cast<Rope::Layout>(layer.layer.rope_layout);
   context.rope.inverse_frequency = layer.layer.inverse_frequency;
@@ -48,6 +49,7 @@ Cell::Cell(const CellLayer& layer, const StepwisePolicy& policy, std::uint32_t c
 
 Cell Cell::copy(std::uint32_t capacity) const {
   Cell other(layer_, *policy_, capacity);
+  other.watched_ = watched_;
   for (std::size_t i = 0; i < caches_.size(); ++i) other.caches_[i] = caches_[i].copy();
   for (std::size_t i = 0; i < states_.size(); ++i) other.states_[i] = states_[i]->clone();
   return other;
@@ -77,6 +79,9 @@ void Cell::leave_window(TokenIndex position, std::int64_t step) {
     for (std::size_t s = 0; s < slots.size(); ++s) slots[s] = static_cast<std::uint32_t>(s);
     if (slots.empty()) continue;
     caches_[i].remove(slots, step, false);
+    slots.resize(std::min(slots.size(), watched_[i]));  // what leaves before its first event was never heard of
+    watched_[i] -= slots.size();
+    if (slots.empty()) continue;
     if (policy_->joint()) {
       states_[0]->removed(i, slots);
     } else {
@@ -95,6 +100,7 @@ void Cell::begin_event(StepPhase phase, std::size_t step, std::span<const EventR
 }
 
 void Cell::observe() {
+  for (std::size_t i = 0; i < caches_.size(); ++i) watched_[i] = caches_[i].positions().size();
   const std::span<const CacheView* const> all(view_pointers_);
   if (policy_->joint()) {
     states_[0]->observe(all);
@@ -120,6 +126,7 @@ void Cell::apply(std::size_t cache, StepState& state, std::size_t place, Evictio
     held.change_value(change.slot, change.value, layer_.blocks[readers_[cache].kv_head].value.view(), step);
   if (held.drops()) {
     held.remove(out.slots, step, true);
+    watched_[cache] -= out.slots.size();
     if (!out.slots.empty()) state.removed(place, out.slots);
   } else {
     held.hide(out.slots, step);

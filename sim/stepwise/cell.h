@@ -61,6 +61,7 @@ class Cell {
   std::vector<CacheReaders> readers_;
   std::vector<HeldCache> caches_;
   std::vector<std::unique_ptr<StepState>> states_;  // one per cache, or one
+  std::vector<std::size_t> watched_;                // [caches], slots that the states have seen
   std::vector<EventView> views_;
   std::vector<const CacheView*> view_pointers_;
 };
