@@ -8,6 +8,7 @@
 #include "kernels/error.h"
 #include "traces/copy.h"
 #include "traces/header.h"
+#include "traces/retention_gates.h"
 
 namespace kvsim {
 namespace {
@@ -19,6 +20,8 @@ struct Selection {
   Axis tokens, steps;
   std::uint64_t tokens_left = 0;
   bool cuts_steps = false;
+  std::vector<std::uint32_t> heads;  // KV heads
+  bool own_retention = false;        // computed anew, not copied
 
   bool has_layer(std::string_view name) const {
     return std::any_of(layers.begin(), layers.end(), [&](std::uint32_t l) { return layer_name(l) == name; });
@@ -52,6 +55,8 @@ Selection select(const TraceInfo& info, const CutOptions& options, TraceHeader& 
     throw UserError("steps: found {}, expected 1 to {}, the decode steps of {}", steps, info.decode_len,
                     info.path);
   }
+  selection.heads = kept;
+  selection.own_retention = !options.retention_gates.empty();
   selection.kv_heads = Axis::of(kept);
   selection.query_heads = Axis::of(kept, info.group());
   selection.projection_rows = Axis::of(kept, std::uint64_t{info.group()} * info.value_dim);
@@ -146,6 +151,7 @@ class Cutter {
     const std::uint64_t queries = recorded - (info_.tokens() - selection_.tokens_left);
     const auto axes = layer_axes(name, selection_, queries, branch);
     if (!axes) return left_out_.push_back(path);
+    if (name == "retention" && selection_.own_retention && !branch) return;
     copy(path, *axes);
   }
 
@@ -171,6 +177,25 @@ class Cutter {
   const ByteProgress& progress_;
 };
 
+/// Retention of the layers and heads that stay, from gates and the recorded hidden states.
+void write_retention(const TraceReader& reader, const Selection& selection, const std::string& gate_file,
+                     TraceWriter& writer) {
+  const RetentionGates gates = RetentionGates::open(gate_file);
+  const std::vector<LayerInfo>& layers = reader.info().layers;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const std::string layer = layer_name(layers[l].index);
+    if (!selection.has_layer(layer)) continue;
+    const Matrix<float> all = compute_retention(gates, reader, l);
+    std::vector<float> kept;
+    for (const std::uint32_t head : selection.heads) {
+      const auto row = all.view().row_span(head).first(selection.tokens_left);
+      kept.insert(kept.end(), row.begin(), row.end());
+    }
+    writer.root().write_array("layers/" + layer + "/retention",
+                              {selection.heads.size(), selection.tokens_left}, std::span<const float>(kept));
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> cut_trace(const std::string& source, const std::string& target,
@@ -183,6 +208,8 @@ std::vector<std::string> cut_trace(const std::string& source, const std::string&
   Cutter cutter(file, info, selection, writer, progress);
   for (const std::string& path : file.all_datasets()) cutter.take(path);
   cutter.copy_segments();
+  if (selection.own_retention)
+    write_retention(TraceReader::open(source), selection, options.retention_gates, writer);
   cutter.copy_group_attributes(file, "");
   writer.add_root_attributes(file);
   writer.finish(progress);

@@ -19,8 +19,10 @@ constexpr const char* kCutUsage =
     "decode steps. Positions, statistics, segments, lookaheads and output projections are cut alike, and "
     "replaying the\n"
     "part gives the very numbers that the whole gives there. Branches are left out when steps are cut.\n\n"
-    "example, two layers and the first 32 steps:\n"
-    "  kvsim trace cut t.h5 --layers 0,15 --steps 32 -o small.h5\n\n";
+    "examples, two layers and the first 32 steps, and the whole trace with the retention that other gates "
+    "give:\n"
+    "  kvsim trace cut t.h5 --layers 0,15 --steps 32 -o small.h5\n"
+    "  kvsim trace cut t.h5 --retention-gates gates.safetensors -o gated.h5\n\n";
 
 constexpr const char* kMergeUsage =
     "usage: kvsim trace merge TRACE... -o FILE\n\n"
@@ -62,7 +64,11 @@ int trace_cut_command(const Arguments& arguments) {
       "layers", po::value<std::string>(), "layers to keep by the model's own index, e.g. 0,4,8..12")(
       "heads", po::value<std::string>(), "KV heads to keep, e.g. 0..3")(
       "steps", po::value<std::int64_t>(), "decode steps to keep, from the first on")(
-      "quiet,q", "no progress")("trace", po::value<std::string>(), "the trace to cut");
+      "retention-gates", po::value<std::string>(),
+      "compute each token's retention from the recorded hidden states (kvsim-record --hidden) and these "
+      "gates, "
+      "safetensors or .npz, see traces/FORMAT.md")("quiet,q", "no progress")(
+      "trace", po::value<std::string>(), "the trace to cut");
   po::positional_options_description positional;
   positional.add("trace", 1);
   po::variables_map values;
@@ -77,6 +83,7 @@ int trace_cut_command(const Arguments& arguments) {
     if (steps < 1) throw UserError("--steps {}: expected at least 1", steps);
     cut.steps = static_cast<std::uint64_t>(steps);
   }
+  if (values.count("retention-gates") > 0) cut.retention_gates = values["retention-gates"].as<std::string>();
   const std::string source = values["trace"].as<std::string>();
   const std::string target = output_of(values, "cut", {source});
   Progress bar("cut", work({source}), values.count("quiet") > 0);

@@ -6,8 +6,10 @@
 
 #include "kernels/error.h"
 #include "policies/registry.h"
+#include "policies/stepwise/stepwise_registry.h"
 #include "sim/cli/options.h"
 #include "sim/cli/trace_commands.h"
+#include "sim/stepwise/stepwise_unit.h"
 #include "sim/unit.h"
 #include "traces/trace_reader.h"
 
@@ -145,17 +147,32 @@ void print_lacks(const TraceInfo& t) {
   }
 }
 
+/// The first reason why a policy cannot run on some layer; empty when it can run on all.
+template <typename Missing>
+std::string first_missing(const TraceInfo& t, const Missing& missing) {
+  for (const LayerInfo& layer : t.layers) {
+    std::string text = missing(layer);
+    if (!text.empty()) return text;
+  }
+  return {};
+}
+
 void print_refused(const TraceInfo& t) {
   bool any = false;
+  const auto say = [&any](const std::string& name, const std::string& missing) {
+    if (missing.empty()) return;
+    line("cannot run", fmt::format("{}: {}", name, missing));
+    any = true;
+  };
   for (const PolicyTraits* traits : all_policies()) {
     const std::unique_ptr<Policy> policy = make_policy(traits->name);
-    for (const LayerInfo& layer : t.layers) {
-      const std::string missing = missing_need(*policy, t, layer);
-      if (missing.empty()) continue;
-      line("cannot run", fmt::format("{}: {}", traits->name, missing));
-      any = true;
-      break;
-    }
+    say(std::string(traits->name),
+        first_missing(t, [&](const LayerInfo& layer) { return missing_need(*policy, t, layer); }));
+  }
+  for (const StepTraits* traits : all_stepwise_policies()) {
+    const std::unique_ptr<StepwisePolicy> policy = make_stepwise_policy(traits->name);
+    say(fmt::format("{}{}", kDecodePrefix, traits->name),
+        first_missing(t, [&](const LayerInfo& layer) { return missing_step_need(*policy, t, layer); }));
   }
   if (!any) line("policies", "every policy can run with its defaults");
 }

@@ -235,6 +235,32 @@ TEST(RetentionGates, FollowTheFormulaOfTheGate) {
   }
 }
 
+TEST(CutTraceExtras, ComputesRetentionAnewFromHiddenStates) {
+  const TemporaryFolder folder;
+  write_trace(folder.file("t.h5"), {1, 3});
+  write_gates(folder.file("g.safetensors"), 3, "");
+  CutOptions options;
+  options.layers = {3};
+  options.heads = {1};
+  options.steps = 1;
+  options.retention_gates = folder.file("g.safetensors");
+  cut_trace(folder.file("t.h5"), folder.file("part.h5"), options);
+  const Matrix<float> all = compute_retention(RetentionGates::open(folder.file("g.safetensors")),
+                                              TraceReader::open(folder.file("t.h5")), 1);
+  const Matrix<float> part = TraceReader::open(folder.file("part.h5")).read_retention(0);
+  ASSERT_EQ(part.rows(), 1u);
+  ASSERT_EQ(part.cols(), 5u);
+  for (std::size_t t = 0; t < 5; ++t) EXPECT_EQ(part(0, t), all(1, t));
+  EXPECT_NE(part(0, 0), retention_at(3, 1, 0));
+  options.layers = {1};
+  expect_contains(user_error([&] { cut_trace(folder.file("t.h5"), folder.file("none.h5"), options); }),
+                  "g.safetensors: holds no array 'layers.1.up.weight'");
+  write_trace(folder.file("bare.h5"), {3}, false);
+  options.layers = {3};
+  expect_contains(user_error([&] { cut_trace(folder.file("bare.h5"), folder.file("none.h5"), options); }),
+                  "/layers/003/hidden is missing, record it with kvsim-record --hidden");
+}
+
 TEST(RetentionGates, NameTheArrayThatDoesNotFit) {
   const TemporaryFolder folder;
   const std::string path = folder.file("g.safetensors");
