@@ -49,9 +49,10 @@ struct State final : Cloned<State> {
     score_.assign(gathered_.begin(), gathered_.end());
     const auto recent = static_cast<std::uint32_t>(settings_.recent * cache.capacity());
     if (settings_.freeze && cache.phase() == StepPhase::step) {
-      // Keys of the prompt stay whatever they gather; of the others the oldest leaves the recent ones for good.
-      for (std::size_t s = prompt_slots_; s < score_.size(); ++s) score_[s] = -1.0f - static_cast<float>(score_.size() - s);
-      for (std::size_t s = 0; s < prompt_slots_; ++s) score_[s] = std::max(score_[s], 0.0f);
+      // The oldest capacity - recent tokens of the prompt are its keys and stay; of the others the oldest leaves for good,
+      // also where it is a prompt token that was kept for being recent.
+      const std::size_t keys = std::min<std::size_t>(prompt_slots_, cache.capacity() - recent);
+      for (std::size_t s = 0; s < score_.size(); ++s) score_[s] = s < keys ? 1.0f : -static_cast<float>(score_.size() - s);
     }
     keep_best(cache.positions(), score_, cache.capacity(), {0, recent}, out[0]);
   }

@@ -3,8 +3,9 @@
 // arXiv:2512.03324; ngocbh/trimkv (inference). A token's score is (n_seen + 1 - position) x log beta, n_seen counting the current
 // token: no query is looked at. When capacity + buffer tokens are held, the best `capacity` stay. pool=layer ranks all heads of a
 // layer together (more than heads x (capacity + buffer) held), pool=model all heads of all recorded layers (that many or more);
-// a head's own size is then free and only the total holds. floor: that share of the capacity every head keeps for itself. Log
-// beta comes from the recording (kvsim-record --retention-gates, or any tool that writes `retention`).
+// a head's own size is then free and only the total holds. floor: that share of the capacity every head has beside what it gets
+// of the rest, as in the authors' code. Log beta comes from the recording (kvsim-record --retention-gates, or kvsim trace cut
+// --retention-gates from recorded hidden states).
 #include <algorithm>
 #include <limits>
 
@@ -98,10 +99,12 @@ struct PooledState final : Cloned<PooledState> {
 
  private:
   struct Entry {
+    bool newest;  // always kept
     float score;
     std::uint32_t head;
     TokenIndex position;
     bool operator<(const Entry& other) const {  // best first; ties to the lower head, then to the earlier position
+      if (newest != other.newest) return newest;
       if (score != other.score) return score > other.score;
       return head != other.head ? head < other.head : position < other.position;
     }
@@ -109,36 +112,30 @@ struct PooledState final : Cloned<PooledState> {
   std::vector<Entry> entries(std::size_t head) const {
     std::vector<Entry> out;
     for (const TokenIndex p : held_[head])
-      out.push_back({static_cast<float>(decayed(rates_[head][p], p, seen_)), static_cast<std::uint32_t>(head), p});
+      out.push_back({p + std::size_t{settings_.recent} >= seen_, static_cast<float>(decayed(rates_[head][p], p, seen_)),
+                     static_cast<std::uint32_t>(head), p});
     return out;
   }
 
+  /// Every head keeps as many of its best tokens as it has among the best of the shared part of the total, and its floor.
   void cut(std::uint32_t capacity) {
-    // What every head keeps for itself: the newest, and the best of its floor.
     const auto floor = static_cast<std::size_t>(settings_.floor * capacity);
-    std::vector<std::vector<TokenIndex>> stays(held_.size());
-    std::vector<Entry> others;
-    std::uint64_t room = std::uint64_t{capacity} * held_.size();
+    const auto total = static_cast<double>(std::uint64_t{capacity} * held_.size());
+    const auto shared = static_cast<std::size_t>(total - settings_.floor * total);
+    std::vector<std::vector<Entry>> own;
+    std::vector<Entry> all;
     for (std::size_t head = 0; head < held_.size(); ++head) {
-      std::vector<Entry> own = entries(head);
-      std::sort(own.begin(), own.end());
-      std::size_t sure = 0;
-      for (const Entry& entry : own) {
-        const bool newest = entry.position + std::size_t{settings_.recent} >= seen_;
-        if (newest || sure < floor) {
-          stays[head].push_back(entry.position);
-          sure += newest ? 0 : 1;
-        } else {
-          others.push_back(entry);
-        }
-      }
-      room -= std::min<std::uint64_t>(room, stays[head].size());
+      own.push_back(entries(head));
+      std::sort(own.back().begin(), own.back().end());
+      all.insert(all.end(), own.back().begin(), own.back().end());
     }
-    std::sort(others.begin(), others.end());
-    for (std::size_t i = 0; i < std::min<std::uint64_t>(room, others.size()); ++i) stays[others[i].head].push_back(others[i].position);
+    std::sort(all.begin(), all.end());
+    std::vector<std::size_t> room(held_.size(), floor);
+    for (std::size_t i = 0; i < std::min(shared, all.size()); ++i) ++room[all[i].head];
     for (std::size_t head = 0; head < held_.size(); ++head) {
-      std::sort(stays[head].begin(), stays[head].end());
-      held_[head] = std::move(stays[head]);
+      held_[head].clear();
+      for (std::size_t i = 0; i < std::min(room[head], own[head].size()); ++i) held_[head].push_back(own[head][i].position);
+      std::sort(held_[head].begin(), held_[head].end());
     }
   }
 
