@@ -21,6 +21,7 @@ constexpr Subcommand kSubcommands[] = {
     {"check", trace_check_command, "read everything: NaN, digest, recorded against recomputed attention"},
     {"stats", trace_stats_command, "how attention moves from step to step, before any policy"},
     {"lookahead", trace_lookahead_command, "what first passes guessed and cost, and how alike queries are to the true ones"},
+    {"queries", trace_queries_command, "filters and statistics of queries, for policies that take them from a file"},
     {"synth", trace_synth_command, "make a trace from a seed, of any geometry and length"},
     {"cut", trace_cut_command, "keep some layers, KV heads or decode steps"},
     {"merge", trace_merge_command, "join traces that hold different layers of one prompt"},
@@ -76,7 +77,7 @@ bool parse_query_window(const std::string& text, const std::string& option, std:
 
 int trace_command(const Arguments& arguments) {
   if (arguments.empty())
-    throw UserError("kvsim trace needs a subcommand: info, check, stats, lookahead, synth, cut, merge or convert");
+    throw UserError("kvsim trace needs a subcommand: info, check, stats, lookahead, queries, synth, cut, merge or convert");
   const std::string& name = arguments.front();
   if (name == "--help" || name == "-h" || name == "help") {
     fmt::print("{}", usage());

@@ -13,6 +13,7 @@ int trace_info_command(const Arguments& arguments);
 int trace_check_command(const Arguments& arguments);
 int trace_stats_command(const Arguments& arguments);
 int trace_lookahead_command(const Arguments& arguments);
+int trace_queries_command(const Arguments& arguments);
 int trace_synth_command(const Arguments& arguments);
 int trace_cut_command(const Arguments& arguments);
 int trace_merge_command(const Arguments& arguments);
