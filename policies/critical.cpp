@@ -7,8 +7,10 @@
 // Around ada this is kvpress's CriticalAdaKVPress, where in addition each head's share that ada guarantees is certain:
 // critical(score=ada(score=...,alpha=0.2),safe=0.2).
 #include <algorithm>
+#include <optional>
 
 #include "kernels/order.h"
+#include "policies/lookahead.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
 #include "policies/value_weight.h"
@@ -55,22 +57,28 @@ struct Critical final : ScoreWrapper {
 
   void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
                std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const override {
-    if (score_->traits().order_by_budget) score_->reorder(layer, ranking, budget, kept, order);
+    std::optional<LayerRanking> at_budget;  // scores of pseudo queries that the budget chose
+    if (score_->traits().order_by_budget) {
+      score_->reorder(layer, ranking, budget, kept, order);
+      at_budget = ranking_at(*score_, layer, ranking, budget.tokens);
+    }
+    const LayerScores& scores = at_budget ? at_budget->scores : ranking.scores;
     for (std::size_t u = 0; u < order.size(); ++u) {
       const auto certain = static_cast<std::size_t>(first_ * kept[u]);
       const auto safe = static_cast<std::size_t>(safe_ * std::min<double>(budget.tokens, static_cast<double>(layer.prompt)));
-      order[u] = staged(ranking.scores.units[u], order[u], std::max(certain, std::min<std::size_t>(safe, kept[u])));
+      const std::span<const float> norms = std::span(ranking.scores.units[u].extra).last(layer.prompt);
+      order[u] = staged(scores.units[u].score, norms, order[u], std::max(certain, std::min<std::size_t>(safe, kept[u])));
     }
   }
 
  private:
   /// The first `certain` tokens of `base`, then the others by the weighed score.
-  std::vector<TokenIndex> staged(const UnitScores& unit, const std::vector<TokenIndex>& base, std::size_t certain) const {
-    const std::size_t tokens = unit.score.size();
-    const std::span<const float> norms = std::span(unit.extra).last(tokens);
+  std::vector<TokenIndex> staged(std::span<const float> score, std::span<const float> norms,
+                                 const std::vector<TokenIndex>& base, std::size_t certain) const {
+    const std::size_t tokens = score.size();
     std::vector<float> weighed(tokens);
     for (std::size_t t = 0; t < tokens; ++t) {
-      weighed[t] = static_cast<float>((static_cast<double>(unit.score[t]) + epsilon_) * static_cast<double>(norms[t]));
+      weighed[t] = static_cast<float>((static_cast<double>(score[t]) + epsilon_) * static_cast<double>(norms[t]));
     }
     std::vector<bool> taken(tokens, false);
     std::vector<TokenIndex> out(base.begin(), base.begin() + static_cast<std::ptrdiff_t>(std::min(certain, base.size())));
