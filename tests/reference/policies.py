@@ -24,6 +24,7 @@ class Policy:
     masks = False
     shifted = False
     prompt_rows = 1 << 30  # queries at the end of the prompt that are shown when it is read at once
+    reads_rows = True  # whether queries matter to it at all
     block, prompt_end, every, buffer = 0, True, 1, 0
 
     def __init__(self, **parameters):
@@ -71,6 +72,7 @@ class Policy:
 class StreamingLlm(Policy):
     """Sinks and the newest tokens (arXiv 2309.17453)."""
 
+    reads_rows = False
     sinks = 4
     shift = False
 
@@ -361,6 +363,7 @@ class TrimKv(Policy):
     a budget. With floor every head has int(floor x capacity) of its own, and as many more as it has among the best of the rest
     of the total over all heads that share."""
 
+    reads_rows = False
     buffer = 128
     pool = "head"
     floor = 0.0
@@ -467,6 +470,7 @@ class Caote(Policy):
 class KeyDiff(Policy):
     """Keys that differ most from the mean direction of the keys held (arXiv 2504.15364)."""
 
+    reads_rows = False
     block = 128
 
     def score(self, key):
@@ -539,6 +543,7 @@ class Dms(Policy):
     """Every token is judged once, when it leaves the window of the newest ones: below the threshold it goes (kvpress' DMS press,
     here around key norms)."""
 
+    reads_rows = False
     bounded = False
     threshold = 0.0
     window = 128

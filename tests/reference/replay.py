@@ -216,7 +216,7 @@ def replay(trace, policy, capacity, follow=None):
             block = range(begin, min(begin + policy.block, trace.prompt))
             for cache in caches:
                 cache.held.extend(block)
-            views = event("block", None, block)
+            views = event("block", None, block if policy.reads_rows else [])
             if block.stop < trace.prompt:
                 evict(views, block.stop - 1 - trace.prompt)
     else:
