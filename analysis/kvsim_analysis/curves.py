@@ -34,13 +34,13 @@ class CurveData:
 def gather(source, metric, variants, x="budget_tokens", stat="mean", wanted_layers=None, seed=0):
     """CurveData of `metric` for the given variants.
 
-    Points where every trace's prompt fits its budget are dropped: nothing is evicted there, and a zero error has
-    no place on a log axis. They stay when there is nothing else to draw.
+    Points where every trace's prompt fits its budget (with a decode-time policy: prompt and answer) are dropped: nothing is
+    evicted there, and a zero error has no place on a log axis. They stay when there is nothing else to draw.
     """
     table = _Table(source, metric, stat, wanted_layers)
-    y, xs, budgets, prompts = table.pivot("y"), table.pivot(x), table.pivot("budget_tokens"), table.prompts
+    y, xs, budgets = table.pivot("y"), table.pivot(x), table.pivot("budget_tokens")
     with np.errstate(invalid="ignore"):
-        trivial = ~(budgets < prompts[:, None, None]).any(0)  # [variant, point]
+        trivial = ~(budgets < table.evictable()[:, :, None]).any(0)  # [variant, point]
     seen = ~np.isnan(budgets).all(0)
     trim = not trivial[variants].all()
     curves = {}
@@ -86,6 +86,12 @@ class _Table:
         self.trace, self.variant = self._get("trace"), self._get("variant")
         self.point = self._points(request, tokens)
         self.shape = (len(source.trace_names), len(source.specs), int(self.point.max()) + 1)
+
+    def evictable(self):
+        """Tokens that a budget counts, [trace, variant]: the prompt, for decode-time policies with what is decoded."""
+        decode = np.asarray(self.source.trace_table.get("decode", np.zeros(len(self.prompts))), float)
+        live = np.array([str(p).startswith("decode:") for p in self.source.variant_table["policy"]])
+        return self.prompts[:, None] + decode[:, None] * live[None, :]
 
     def _get(self, name):
         return self.source.column(self.name, name)[self.keep]

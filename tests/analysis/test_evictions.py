@@ -117,14 +117,20 @@ class EvictionsFigure(unittest.TestCase):
             labels = [t.get_text() for t in figure.axes[1].get_yticklabels()]
             self.assertEqual(labels[2:9], ["The", "clock", "\u23ce", "struck", "\\$5", "nine", "."])
 
-    def test_chooses_a_place_where_much_is_evicted(self):
+    def test_chooses_a_place_where_the_caches_differ(self):
         folder = write()
-        with support.drawn("evictions", folder, "--variant", "decode:streaming_llm", "--budget", BUDGET, "--tokens", "20") as figure:
-            # The window rolls: while decoding the oldest of the last BUDGET - 4 tokens leave, the prompt's among them.
+        with support.drawn("evictions", folder, "--variant", "decode:h2o", "--budget", BUDGET, "--tokens", "20") as figure:
             first = int(figure.axes[1].get_ylim()[1] + 0.5)
-            held = Holding(load(folder), 1, BUDGET, 0)
-            activity = held.leaving().sum(1)
-            self.assertGreater(activity[first : first + 20].sum(), 0.98 * max(activity[i : i + 20].sum() for i in range(PROMPT + DECODE - 20)))
+            share = Holding(load(folder), 0, BUDGET, 0).share
+            mixed = (share * (1 - share)).sum(1)
+            self.assertAlmostEqual(mixed[first : first + 20].sum(), max(mixed[i : i + 20].sum() for i in range(PROMPT + DECODE - 19)), places=3)
+
+    def test_of_a_single_cache_chooses_where_most_leave(self):
+        with support.drawn("evictions", write(), "--variant", "decode:streaming_llm", "--budget", BUDGET, "--tokens", "20", "--layer", "0", "--kv-head", "1") as figure:
+            gone = times(1, 0, 1)
+            left = (gone < DECODE - 1).astype(int)
+            first = int(figure.axes[1].get_ylim()[1] + 0.5)
+            self.assertEqual(left[first : first + 20].sum(), max(left[i : i + 20].sum() for i in range(PROMPT + DECODE - 19)))
 
     def test_texts_never_overlap(self):
         folder = write()

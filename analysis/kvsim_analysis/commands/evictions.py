@@ -34,7 +34,7 @@ def add_arguments(parser):
     parser.add_argument("--trace", metavar="NAME", help="one trace, where there are several")
     parser.add_argument("--kv-head", type=options.whole_number, metavar="N", help="one KV head instead of all")
     options.add_layers(parser)
-    parser.add_argument("--from", type=options.whole_number, dest="first", metavar="P", help="first token on the right (default: where most is evicted)")
+    parser.add_argument("--from", type=options.whole_number, dest="first", metavar="P", help="first token on the right (default: where the caches differ most)")
     parser.add_argument("--tokens", type=options.whole_number, default=44, metavar="N", help=f"tokens on the right, at most {MOST} (default: 44)")
     parser.add_argument("--recording", metavar="FILE", help="the trace file with the texts (default: where the run found it)")
     options.add_output(parser, NAME)
@@ -108,11 +108,9 @@ def _budget(source, args, trace):
 
 
 def _busiest(held, count):
-    """Where `count` tokens in a row see most change while decoding."""
-    activity = held.leaving().sum(1)
-    activity[: held.prompt] *= 0.999  # of two equal places, the one with the answer
-    sums = np.convolve(activity, np.ones(count), "valid")
-    return int(np.argmax(sums))
+    """Where `count` tokens in a row are held by some caches and not by others for longest; of a single cache, where most leave."""
+    activity = (held.share * (1 - held.share)).sum(1) if held.caches > 1 else held.leaving().sum(1)
+    return int(np.argmax(np.convolve(activity, np.ones(count), "valid")))
 
 
 def _texts(source, trace, asked, tokens):
