@@ -138,7 +138,7 @@ void print_lacks(const TraceInfo& t) {
   if (t.lookaheads.empty())
     line("lacks", "lookahead: policies with pseudo queries need a first pass (--lookahead 8)");
   if (t.final_hidden_size == 0) {
-    line("lacks", "final_hidden: similarity of sentences is judged by their tokens (--final-hidden)");
+    line("lacks", "final_hidden: policies that compare sentences need it (--final-hidden)");
   }
   if (t.token_text.empty()) line("lacks", "token texts: policies that work on sentences need them");
   if (std::none_of(t.segments.begin(), t.segments.end(),
