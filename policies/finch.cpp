@@ -50,13 +50,14 @@ struct Finch final : Policy {
     std::vector<std::vector<double>> rows;
     for (std::size_t h = 0; h < layer.group; ++h) {
       const MatrixView<const float> weights = head.attention({.count = window_}, h);
+      const std::size_t n = weights.cols;  // the question's queries, or the true decode queries in hindsight
       rows.emplace_back(tokens - window_, 0.0);
       for (std::size_t t = 0; t < rows[h].size(); ++t) {
-        for (std::size_t j = 0; j < window_; ++j) {
-          const double seen = normalize_ ? static_cast<double>(tokens - window_ + j) : 1.0;
-          rows[h][t] += seen * static_cast<double>(weights(t, j));
+        for (std::size_t j = 0; j < n; ++j) {
+          const std::size_t before = n == window_ ? tokens - window_ + j : tokens;
+          rows[h][t] += (normalize_ ? static_cast<double>(before) : 1.0) * static_cast<double>(weights(t, j));
         }
-        rows[h][t] /= window_;
+        rows[h][t] /= static_cast<double>(n);
       }
     }
     out[0].score = to_scores(join_group(rows, Group::mean));

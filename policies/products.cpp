@@ -11,8 +11,12 @@ namespace kvsim {
 
 Matrix<float> transposed(MatrixView<const float> matrix) {
   Matrix<float> out(matrix.cols, matrix.rows, kRowPad);
-  for (std::size_t r = 0; r < matrix.rows; ++r)
-    for (std::size_t c = 0; c < matrix.cols; ++c) out(c, r) = matrix(r, c);
+  // A cache line of the result at a time: its rows lie a power of two apart where a prompt is that long.
+  for (std::size_t begin = 0; begin < matrix.rows; begin += kRowPad) {
+    const std::size_t end = std::min(matrix.rows, begin + kRowPad);
+    for (std::size_t c = 0; c < matrix.cols; ++c)
+      for (std::size_t r = begin; r < end; ++r) out(c, r) = matrix(r, c);
+  }
   return out;
 }
 
