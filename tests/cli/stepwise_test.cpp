@@ -76,7 +76,7 @@ TEST(StepwiseRun, FlagsCapacitiesBelowWhatIsProtected) {
 TEST(StepwiseRun, RefusesInOneLineWhatItCannotDo) {
   const Folder folder;
   const std::string windowed = folder / "windowed.h5";
-  ASSERT_EQ(shell("kvsim trace synth --layers 1 --query-heads 4 --kv-heads 2 --head-dim 16 --prompt 300 --decode 8 --query-window 32 -o " + windowed).code, 0);
+  ASSERT_EQ(shell("kvsim trace synth --layers 1 --query-heads 4 --kv-heads 2 --head-dim 16 --prompt 300 --decode 8 --queries window:32 -o " + windowed).code, 0);
   const auto refused = [&](const std::string& policy, const std::string& why) {
     const Outcome run = shell("kvsim run " + windowed + " --policy '" + policy + "' --budget 32 --quiet --out " + (folder / "never"));
     EXPECT_EQ(run.code, 2) << policy << ": " << run.text;
