@@ -30,7 +30,6 @@ class ClockRule final : public VictimRule {
   }
   void hide(Slot slot) override { list_.hide(slot); }
   void show(Slot slot) override { list_.show(slot); }
-  void prefetch(Slot slot) const { __builtin_prefetch(&count_[slot]); }
 
  private:
   std::uint8_t most_;

@@ -8,8 +8,8 @@
 namespace kvsim {
 
 /// Derived provides `void grow(Page limit)`, `bool access(const PageRequest&)` (true on a hit) and may hide
-/// `prefetch(Page)`; it counts its own admissions and evictions in `admitted_`, `admitted_bytes_` and
-/// `evicted_`.
+/// `prefetch(Page)` and `prefetch_near(Page)`; it counts its own admissions and evictions in `admitted_`,
+/// `admitted_bytes_` and `evicted_`.
 template <typename Derived>
 class RequestLoop : public PageCache {
  public:
@@ -37,8 +37,10 @@ class RequestLoop : public PageCache {
 
  protected:
   void prefetch(Page) const {}
+  /// For what can be found only through what prefetch() has fetched.
+  void prefetch_near(Page) const {}
   /// How many requests ahead state is fetched into the caches of the processor.
-  static constexpr std::size_t kPrefetchDistance = 16;
+  static constexpr std::size_t kPrefetchDistance = 16, kNearDistance = 6;
 
   std::uint64_t capacity_;
   std::uint64_t admitted_ = 0, admitted_bytes_ = 0, evicted_ = 0;
@@ -51,6 +53,7 @@ class RequestLoop : public PageCache {
     std::uint64_t misses = 0, bytes = 0, miss_bytes = 0, oversized = 0;
     for (std::size_t i = 0; i < n; ++i) {
       if (i + kPrefetchDistance < n) self.prefetch(block.pages[i + kPrefetchDistance]);
+      if (i + kNearDistance < n) self.prefetch_near(block.pages[i + kNearDistance]);
       const PageRequest request = at(i);
       bytes += request.size;
       bool hit = false;

@@ -32,7 +32,6 @@ class SieveRule final : public VictimRule {
   }
   void hide(Slot slot) override { list_.hide(slot); }
   void show(Slot slot) override { list_.show(slot); }
-  void prefetch(Slot slot) const { __builtin_prefetch(&visited_[slot]); }
 
  private:
   SlotList list_;

@@ -70,6 +70,12 @@ class SlotCache final : public RequestLoop<SlotCache<Rule, kGuarded>> {
   }
 
   void prefetch(Page page) const { slot_of_.prefetch(page); }
+  void prefetch_near(Page page) const {
+    if constexpr (requires { rule_.prefetch(Slot{}); }) {
+      const Slot slot = slot_of_[page];
+      if (slot != kNoSlot) rule_.prefetch(slot);
+    }
+  }
 
  private:
   void load(const PageRequest& request) {
