@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   kvsim-plot consistency runs/consistency --corrected      chance is 0, the oracle is 1
 """
 STUDIED = ("window", "pseudo", "union", "oracle")
+MOST_BANDS = 4  # lines that get an interval
 
 
 def add_arguments(parser):
@@ -93,7 +94,8 @@ def draw(source, args):
     page.notes(
         options.lengths_of(source),
         f"mean over {options.averaged_over(source)}"
-        + (f", then over {traces} traces with its 95% bootstrap interval" if traces > 1 else ""),
+        + (f", then over {traces} traces" if traces > 1 else "")
+        + (" with its 95% bootstrap interval" if _banded(source, chosen) else ""),
         f"panels by layer and by step: budget {label}",
         "free consistency leaves out what a policy protects, query consistency (by step) does not",
         "" if by_step is not None else "no panel by step: the run has no per-step values (--detail steps)",
@@ -137,9 +139,19 @@ def _gathered(source, metric, chosen, args):
     if "error" in metric:
         chosen = [i for i in chosen if source.variant_table["policy"][i] != "random"]
     try:
-        return curves.gather(source, metric, chosen, args.x, args.stat, None, args.seed)
+        data = curves.gather(source, metric, chosen, args.x, args.stat, None, args.seed)
     except UndefinedMetric:
         return None
+    if not _banded(source, chosen):
+        for line in data.curves.values():
+            line.low[:] = line.high[:] = np.nan
+    return data
+
+
+def _banded(source, chosen):
+    """Whether there is room for the intervals of the lines; the bands of many lie on one another."""
+    own = [i for i in chosen if source.variant_table["policy"][i] not in ("oracle_static", "random")]
+    return len(source.trace_names) > 1 and len(own) <= MOST_BANDS
 
 
 def _by_layer(source, metric, chosen, mask):
