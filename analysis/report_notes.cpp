@@ -1,6 +1,7 @@
 // What a reader of a report must know beside its numbers.
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "analysis/report_query.h"
@@ -61,6 +62,21 @@ void add_failures(const Results& results, std::vector<std::string>& notes) {
   }
 }
 
+/// Which first pass served which budget; a variant with a named pass says so itself.
+void add_passes(const Results& results, const ReportQuery& query, std::vector<std::string>& notes) {
+  const Column& variants = results.summary.at("variant");
+  std::set<std::string> shown;
+  const auto keep = query.selected(results.summary);
+  for (std::size_t i = 0; i < keep.size(); ++i)
+    if (keep[i]) shown.insert(variants.text(variants.numbers[i]));
+  std::map<std::string, std::set<std::int64_t>> budgets;  // "variant: first pass p" -> tokens
+  for (const PassEntry& use : results.passes) {
+    if (shown.contains(use.variant) && use.variant.find(use.pass) == std::string::npos)
+      budgets[fmt::format("{} took the first pass {}", use.variant, use.pass)].insert(use.budget_tokens);
+  }
+  for (const auto& [what, tokens] : budgets) notes.push_back(fmt::format("{} at {} tokens", what, fmt::join(tokens, ", ")));
+}
+
 std::string counts_note(const Counts& counts, const std::string& metric, std::size_t traces) {
   const std::string values = counts.fewest == counts.most
                                  ? fmt::format("{:.15g}", counts.most)
@@ -115,6 +131,7 @@ std::string report_notes(const Results& results, const ReportRequest& request) {
         "{:.15g} near ties at cut-offs: scores so close that another instruction path may keep other tokens",
         counts.near_ties));
   }
+  add_passes(results, query, notes);
   add_failures(results, notes);
   std::string text;
   for (const std::string& note : notes) {

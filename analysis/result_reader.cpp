@@ -99,6 +99,16 @@ void read_metrics(const h5::Group& root, Results& results) {
   }
 }
 
+void read_passes(const h5::Group& root, Results& results) {
+  if (!root.has("lookahead_pass")) return;  // results of an older version
+  const h5::Group group = root.group("lookahead_pass");
+  const auto trace = group.read_strings("trace"), variant = group.read_strings("variant"), pass = group.read_strings("pass");
+  const auto tokens = group.read_column<std::int64_t>("budget_tokens");
+  if (variant.size() != trace.size() || pass.size() != trace.size() || tokens.size() != trace.size())
+    throw UserError("{}: the columns of /lookahead_pass differ in length", root.file());
+  for (std::size_t i = 0; i < trace.size(); ++i) results.passes.push_back({trace[i], variant[i], pass[i], tokens[i]});
+}
+
 void read_failures(const h5::Group& root, Results& results) {
   const h5::Group group = root.group("failures");
   const auto unit = group.read_strings("unit"), variant = group.read_strings("variant"),
@@ -228,6 +238,7 @@ Results read_results(const std::string& path, bool with_rows) {
   check_labels(results, path);
   read_metrics(file, results);
   read_failures(file, results);
+  read_passes(file, results);
   results.summary = read_table(file, "summary", results);
   if (with_rows) {
     results.rows = read_table(file, "rows", results);
@@ -266,6 +277,7 @@ Results join_results(std::vector<Results> all) {
     append_table(joined.rows, next.rows);
     append_table(joined.layer_rows, next.layer_rows);
     joined.failures.insert(joined.failures.end(), next.failures.begin(), next.failures.end());
+    joined.passes.insert(joined.passes.end(), next.passes.begin(), next.passes.end());
   }
   check_cells(joined);
   for (Table* table : {&joined.summary, &joined.rows, &joined.layer_rows}) sort_columns(joined, *table);

@@ -50,6 +50,12 @@ struct FailureEntry {
   std::string unit, variant, message;
 };
 
+/// The recorded first pass whose pseudo queries a variant read at one budget.
+struct PassEntry {
+  std::string trace, variant, pass;
+  std::int64_t budget_tokens = 0;
+};
+
 struct Results {
   std::vector<std::string> folders;
   Provenance provenance;  // of the first folder
@@ -59,6 +65,7 @@ struct Results {
   std::vector<std::string> policies, budgets;
   Table summary, rows, layer_rows;  // rows and layer_rows only when asked for
   std::vector<FailureEntry> failures;
+  std::vector<PassEntry> passes;
 
   const MetricEntry* metric(const std::string& name) const;
 };

@@ -78,6 +78,7 @@ class Merge {
   void write(MergeOutcome& outcome) {
     write_head();
     outcome.failures = write_failures_and_times();
+    write_passes();
     for (const auto& entry : parts_.units) count_rows(entry.second);
     outcome.rows = rows_;
     std::vector<std::string> shared{"trace", "policy", "variant", "layer"};
@@ -128,6 +129,22 @@ class Merge {
     file_.write_column("metrics/direction", direction);
     file_.write_column("metrics/summary", summary);
     file_.write_column("metrics/level", level);
+  }
+
+  /// Which first pass served which budget, for those that read pseudo queries.
+  void write_passes() {
+    std::vector<std::string> trace, variant, pass;
+    std::vector<std::int64_t> tokens;
+    for (const PassUse& use : parts_.record.passes) {
+      trace.push_back(description_.traces[use.trace].name);
+      variant.push_back(description_.variants[use.variant].spec);
+      tokens.push_back(use.budget_tokens);
+      pass.push_back(use.pass);
+    }
+    file_.write_column("lookahead_pass/trace", trace);
+    file_.write_column("lookahead_pass/variant", variant);
+    file_.write_column("lookahead_pass/budget_tokens", tokens);
+    file_.write_column("lookahead_pass/pass", pass);
   }
 
   std::size_t write_failures_and_times() {

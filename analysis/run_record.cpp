@@ -149,9 +149,38 @@ void write_description(const std::string& folder, const RunRecord& record) {
   file.write_column("refusals/trace", refused_trace);
   file.write_column("refusals/variant", refused_variant);
   file.write_column("refusals/message", message);
+  std::vector<std::uint32_t> pass_trace, pass_variant, pass_tokens;
+  std::vector<std::string> pass_name;
+  for (const PassUse& use : record.passes) {
+    pass_trace.push_back(use.trace);
+    pass_variant.push_back(use.variant);
+    pass_tokens.push_back(use.budget_tokens);
+    pass_name.push_back(use.pass);
+  }
+  file.write_column("passes/trace", pass_trace);
+  file.write_column("passes/variant", pass_variant);
+  file.write_column("passes/budget_tokens", pass_tokens);
+  file.write_column("passes/name", pass_name);
   close_guarded(file, guard);
   pending.commit();
 }
+
+namespace {
+
+void read_passes(const h5::File& file, RunRecord& record) {
+  if (!file.has("passes")) return;  // a run that began before there were any
+  const auto trace = file.read_column<std::uint32_t>("passes/trace");
+  const auto variant = file.read_column<std::uint32_t>("passes/variant");
+  const auto tokens = file.read_column<std::uint32_t>("passes/budget_tokens");
+  const auto name = file.read_strings("passes/name");
+  const bool fits = trace.size() == name.size() && variant.size() == name.size() && tokens.size() == name.size();
+  for (std::size_t i = 0; fits && i < name.size(); ++i) {
+    if (trace[i] < record.description.traces.size() && variant[i] < record.description.variants.size())
+      record.passes.push_back({trace[i], variant[i], tokens[i], name[i]});
+  }
+}
+
+}  // namespace
 
 RunRecord read_description(const std::string& folder) {
   if (!has_description(folder)) {
@@ -185,6 +214,7 @@ RunRecord read_description(const std::string& folder) {
   for (std::size_t i = 0; i < message.size(); ++i) {
     record.refusals.push_back({refused_trace[i], refused_variant[i], message[i]});
   }
+  read_passes(file, record);
   return record;
 }
 
@@ -264,6 +294,13 @@ RunRecord extended(const RunRecord& before, const RunRecord& now) {
       return r.trace == mapped.trace && r.variant == mapped.variant;
     });
     if (!known) joined.refusals.push_back(mapped);
+  }
+  for (const PassUse& use : now.passes) {
+    const PassUse mapped{trace_of[use.trace], variant_of[use.variant], use.budget_tokens, use.pass};
+    const bool known = std::any_of(joined.passes.begin(), joined.passes.end(), [&](const PassUse& p) {
+      return p.trace == mapped.trace && p.variant == mapped.variant && p.budget_tokens == mapped.budget_tokens;
+    });
+    if (!known) joined.passes.push_back(mapped);
   }
   return joined;
 }

@@ -24,11 +24,18 @@ struct Refusal {
   std::string message;
 };
 
+/// The recorded first pass whose pseudo queries a variant reads at one budget.
+struct PassUse {
+  std::uint32_t trace = 0, variant = 0, budget_tokens = 0;
+  std::string pass;
+};
+
 /// The plan of a whole run (of all its shards).
 struct RunRecord {
   RunDescription description;
   std::vector<UnitId> units;  // traces as given, layers ascending
   std::vector<Refusal> refusals;
+  std::vector<PassUse> passes;  // trace, variant, budget order; empty where no policy reads pseudo queries
 };
 
 /// Where a run folder keeps its record and its parts.

@@ -14,6 +14,7 @@
 #include "build_info.h"
 #include "kernels/error.h"
 #include "kernels/replay.h"
+#include "policies/lookahead.h"
 #include "policies/registry.h"
 #include "policies/stepwise/stepwise_registry.h"
 #include "sim/budget.h"
@@ -133,6 +134,21 @@ std::string scope_refusal(const Policy& policy, const std::string& allowed) {
   return fmt::format("shifts budget over the {}, which --budget-scope {} forbids", policy.scope() == Scope::layer ? "heads of a layer" : "layers of the model", allowed);
 }
 
+/// Which recorded first pass each budget takes, for policies that read pseudo queries.
+void note_first_passes(PreparedRun& run) {
+  run.record.passes.clear();
+  for (std::uint32_t t = 0; t < run.traces.size(); ++t) {
+    const LayerGeometry geometry = make_layer_context(run.traces[t].info(), 0).geometry;
+    for (const std::uint32_t v : run.served(t)) {
+      if (!run.variants[v].policy || !has(run.variants[v].policy->needs(), Need::lookahead)) continue;
+      for (const BudgetPoint& budget : run.record.description.traces[t].budgets) {
+        const std::string pass = lookahead_pass_at(*run.variants[v].policy, geometry, budget.tokens);
+        if (!pass.empty()) run.record.passes.push_back({t, v, budget.tokens, pass});
+      }
+    }
+  }
+}
+
 void refuse_what_cannot_run(PreparedRun& run) {
   for (std::uint32_t t = 0; t < run.traces.size(); ++t) {
     const TraceInfo& info = run.traces[t].info();
@@ -152,6 +168,7 @@ void refuse_what_cannot_run(PreparedRun& run) {
       if (!why.empty()) run.record.refusals.push_back({t, v, why});
     }
   }
+  note_first_passes(run);
   bool any = false;
   for (std::uint32_t t = 0; t < run.traces.size(); ++t)
     for (const std::uint32_t v : run.served(t)) any |= !run.variants[v].entry.automatic || run.options.policies.empty();

@@ -105,6 +105,19 @@ TEST(Presets, OfPartsGiveTheNamedPoliciesFiguresByteForByte) {
   }
 }
 
+TEST(Lookahead, ResultsSayWhichFirstPassABudgetTook) {
+  const Folder folder;
+  const Outcome run = shell(fmt::format("kvsim run --policy laq --policy knorm --budget 32,300 --quiet --out '{}' "
+                                        "'{}/tests/data/smollm2-harbour.h5' && kvsim report '{}'",
+                                        folder / "run", KVSIM_SOURCE_DIR, folder / "run"));
+  ASSERT_EQ(run.code, 0) << run.text;
+  EXPECT_NE(run.text.find("took the first pass snapkv-128 at 32, 300 tokens"), std::string::npos) << run.text;
+  const Outcome refused = shell(fmt::format("kvsim run --policy 'laq(lookahead=snapkv-64)' --budget 32 --quiet --out '{}' "
+                                            "'{}/tests/data/smollm2-harbour.h5'", folder / "none", KVSIM_SOURCE_DIR));
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.text.find("it has snapkv-128"), std::string::npos) << refused.text;
+}
+
 TEST(Presets, StandInTheHelpOfTheirPolicy) {
   EXPECT_NE(shell("kvsim help snapkv").text.find("compose(query=window(64),base=attention,reduce=[mean,avg(5),group(mean)],recent=64"),
             std::string::npos);
