@@ -1,7 +1,8 @@
 """kvpress' presses, their counterparts here, and those that are left out, with the reason. One line per comparison."""
 
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Callable, Literal
+from unittest import mock
 
 import kvpress as k
 import torch
@@ -12,16 +13,17 @@ HEAD, LAYER, MODEL = "head", "layer", "model"
 
 @dataclass
 class Pair:
-    """`press(r)` removes the fraction r; `spec` is what kvsim is asked for. `eager` presses need attention matrices, `whole`
-    ones run the model themselves. `score` turns kvpress' own scores [Hkv, T] into those that its selection compares. `by_ratio`:
-    the policy rounds like kvpress and wants the budget that the ratio means, not the tokens that are left of it."""
+    """`press(r)` removes the fraction r; `spec`, or `spec(r)`, is what kvsim is asked for. `eager` presses need attention
+    matrices, `whole` ones run the model themselves. `score` turns kvpress' own scores [Hkv, T] into those that its selection
+    compares. `budget`: the tokens that kvpress kept; what the ratio means, for policies that round like kvpress; or the prompt, for
+    those whose size is their own."""
 
     press: Callable
-    spec: str
+    spec: str | Callable
     scope: str = HEAD
     eager: bool = False
     whole: bool = False
-    by_ratio: bool = False
+    budget: Literal["kept", "ratio", "prompt"] = "kept"
     score: Callable = field(default=lambda scores: scores)
 
 
@@ -32,6 +34,31 @@ def chunk_means(length: int):
         parts = [part.mean().expand(len(part)) for part in total.split(length)]
         return torch.cat(parts).expand(scores.shape[0], -1)
     return means
+
+
+def unsketched(kind):
+    """The press with the identity in place of its random sketch."""
+    def identity(*shape, **more):
+        return torch.eye(shape[-1], **more).expand(shape) * shape[-1] ** 0.5
+
+    class Exact(kind):
+        def score(self, *args, **kwargs):
+            with mock.patch.object(torch, "randn", identity):
+                return super().score(*args, **kwargs)
+
+    return lambda r, **more: Exact(r, sketch_dimension=64, **more)  # 64 channels
+
+
+def finch(r, **more):
+    press = k.FinchPress(r, rerotate_keys=False, **more)
+    press.window_size = 64  # otherwise found from a delimiter in the prompt
+    return press
+
+
+def per_layer(r):
+    """Even layers keep three times as much as odd ones."""
+    kept = 1 - r
+    return k.PerLayerCompressionPress(k.KnormPress(), [1 - kept * share - 1e-9 for share in (1.5, 0.5)] * 15)
 
 
 PAIRS = {
@@ -52,14 +79,30 @@ PAIRS = {
     "AdaKVPress of SnapKV": Pair(lambda r: k.AdaKVPress(k.SnapKVPress(r)), "ada(score=snapkv)", LAYER),
     "AdaKVPress of ExpectedAttention": Pair(lambda r: k.AdaKVPress(k.ExpectedAttentionPress(r, epsilon=1e-2)),
                                             "ada(score=expected_attention(epsilon=0.01))", LAYER),
-    "ChunkPress of Knorm": Pair(lambda r: k.ChunkPress(k.KnormPress(r), chunk_length=300), "chunk(score=knorm,length=300)", by_ratio=True),
-    "ChunkKVPress of SnapKV": Pair(lambda r: k.ChunkKVPress(k.SnapKVPress(r)), "chunkkv(score=snapkv)", LAYER, score=chunk_means(20), by_ratio=True),
+    "ChunkPress of Knorm": Pair(lambda r: k.ChunkPress(k.KnormPress(r), chunk_length=300), "chunk(score=knorm,length=300)", budget="ratio"),
+    "ChunkKVPress of SnapKV": Pair(lambda r: k.ChunkKVPress(k.SnapKVPress(r)), "chunkkv(score=snapkv)", LAYER, score=chunk_means(20), budget="ratio"),
+    "BlockPress of KeyDiff": Pair(lambda r: k.BlockPress(k.KeyDiffPress(r)), "block(score=keydiff)"),
+    "FinchPress, window 64": Pair(finch, "finch(window=64)"),
+    "CapPress": Pair(lambda r: k.CapPress(r), "capkv"),
+    "NonCausalAttnPress": Pair(lambda r: k.NonCausalAttnPress(r), "noncausal"),
+    "LeverageScorePress, exact": Pair(unsketched(k.LeverageScorePress), "leverage"),
+    "CompactorPress, exact": Pair(unsketched(k.CompactorPress), "compactor"),
+    "CriticalKVPress of SnapKV": Pair(lambda r: k.CriticalKVPress(k.SnapKVPress(r)), "critical(score=snapkv)"),
+    "CriticalAdaKVPress of SnapKV": Pair(lambda r: k.CriticalAdaKVPress(k.SnapKVPress(r)),
+                                         "critical(score=ada(score=snapkv,alpha=0.2),safe=0.2)", LAYER),
+    "PerLayerCompressionPress of Knorm": Pair(per_layer, "per_layer(score=knorm,shares=[" + ",".join(["3", "1"] * 15) + "])"),
+    "SimLayerKVPress, 200 recent tokens": Pair(lambda r: k.SimLayerKVPress(lazy_threshold=r / 2 + 0.2, n_recent=200),
+                                               lambda r: f"simlayer(threshold={r / 2 + 0.2:.17g},recent=200)", budget="prompt"),
+    "KVzipPress": Pair(lambda r: k.KVzipPress(r), "kvzip", MODEL, whole=True),
+    "KVzipPress, layerwise": Pair(lambda r: k.KVzipPress(r, layerwise=True), "kvzip(layerwise=true)", LAYER, whole=True),
+    "KVzipPress, plus": Pair(lambda r: k.KVzipPress(r, kvzip_plus_normalization=True), "kvzip(plus=true)", MODEL, whole=True),
+    "KVComposePress": Pair(lambda r: k.KVComposePress(compression_ratio=r), "kvcompose", MODEL, whole=True),
+    "KVComposePress, unstructured": Pair(lambda r: k.KVComposePress(compression_ratio=r, structured=False), "kvcompose(structured=false)",
+                                         MODEL, whole=True),
 }
 
 LEFT_OUT = {
     "RandomPress": "draws random numbers",
-    "LeverageScorePress": "draws a random sketch",
-    "CompactorPress": "draws a random sketch",
     "CAMPress": "acts while decoding and draws random numbers",
     "QFilterPress": "needs filters from elsewhere",
     "ExpectedAttentionStatsPress": "needs statistics from elsewhere",
