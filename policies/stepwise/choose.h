@@ -22,9 +22,13 @@ struct Protection {
 void keep_best(std::span<const TokenIndex> positions, std::span<const float> score, std::uint32_t capacity,
                Protection protection, Eviction& out);
 
-/// Removes the entries of `slots` (ascending) from an array of `width` values per slot.
+/// Removes the entries of `slots` (ascending) from an array of `width` values per slot; the array may end before the last
+/// slots (a policy that scores older tokens only).
 template <typename T>
 void erase_slots(std::vector<T>& values, std::span<const std::uint32_t> slots, std::size_t width = 1) {
+  if (width == 0) return;
+  const auto known = std::lower_bound(slots.begin(), slots.end(), values.size() / width);
+  slots = slots.first(static_cast<std::size_t>(known - slots.begin()));
   if (slots.empty()) return;
   auto to = values.begin() + static_cast<std::ptrdiff_t>(slots[0] * width);
   for (std::size_t i = 0; i < slots.size(); ++i) {

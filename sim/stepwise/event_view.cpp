@@ -9,6 +9,19 @@
 #include "kernels/error.h"
 
 namespace kvsim {
+namespace {
+
+/// In double, in four interleaved parts: one chain of additions would wait for itself.
+double sum_of(std::span<const float> values) {
+  double part[4] = {0, 0, 0, 0};
+  std::size_t i = 0;
+  for (; i + 4 <= values.size(); i += 4)
+    for (std::size_t k = 0; k < 4; ++k) part[k] += static_cast<double>(values[i + k]);
+  for (; i < values.size(); ++i) part[0] += static_cast<double>(values[i]);
+  return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+}  // namespace
 
 void EventView::begin(StepPhase phase, std::size_t step, const EventRows& rows, std::span<const std::span<const float>> prompt_sums) {
   phase_ = phase;
@@ -51,14 +64,14 @@ void EventView::compute_attention(std::size_t h) const {
     const float* column = rows_.weights.data + rows_.offset + (readers_.first_head + h) * rows_.head_stride + r;
     const std::size_t stride = rows_.weights.stride;
     float* to = out.data() + r * slots;
-    double mass = 0;
-    for (std::size_t s = 0; s < slots; ++s) {
-      to[s] = all_visible || cache_->visible(s) ? column[positions[s] * stride] : 0.0f;
-      mass += static_cast<double>(to[s]);
+    for (std::size_t s = 0; s < slots; ++s) to[s] = column[positions[s] * stride];
+    if (!all_visible) {
+      for (std::size_t s = 0; s < slots; ++s) to[s] = cache_->visible(s) ? to[s] : 0.0f;
     }
+    double mass = sum_of({to, slots});
     if (mass >= static_cast<double>(kRecallFloor)) {
-      const double factor = 1.0 / mass;
-      for (std::size_t s = 0; s < slots; ++s) to[s] = static_cast<float>(static_cast<double>(to[s]) * factor);
+      const auto factor = static_cast<float>(1.0 / mass);
+      for (std::size_t s = 0; s < slots; ++s) to[s] *= factor;
       continue;
     }
     // Too few bits are left in the shared softmax: with its own maximum.
