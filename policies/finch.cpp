@@ -4,7 +4,7 @@
 // multiplied by the number of keys before it so that late rows do not count less (normalize), mean over the question and
 // over the group, no pooling; the question itself stays. `window` is the question's length: `kvsim trace info` shows the
 // segments of a trace recorded with --split. length > 0 keeps max(1, floor(length * budget / T)) tokens of every chunk.
-// kvpress rotates the kept keys to their new places afterwards: wrap this policy in rerotate for that.
+// kvpress rotates the kept keys to their new places afterwards; here they stay where they are.
 #include <algorithm>
 #include <limits>
 

@@ -3,9 +3,9 @@
 // Both predict a token's score from the hidden state before its attention block with small trained networks. kvsim runs
 // no networks: apply them where the model runs and hand over the scores as an HDF5 array [layers, KV heads, prompt
 // tokens], larger = keep, as for `external`. kvzap (arXiv:2601.07891; kvpress KVzapPress) protects nothing; its authors
-// use it with a threshold (dms). fastkvzip (arXiv:2601.17668; kvpress FastKVzipPress) keeps four sinks and a window of
+// use it with a threshold in place of a budget. fastkvzip (arXiv:2601.17668; kvpress FastKVzipPress) keeps four sinks and a window of
 // trunc(0.02 T) newest tokens (4096 from 32,000 tokens on); its authors let all heads of the model compete for the
-// budget (pool). Deviation: a prompt below 50 tokens has no window, where kvpress's slice makes all its scores equal.
+// budget. Deviation: a prompt below 50 tokens has no window, where kvpress's slice makes all its scores equal.
 #include <limits>
 
 #include "kernels/error.h"

@@ -83,5 +83,21 @@ TEST(ListPolicies, NamesWhatIsNotReplayedWithItsReason) {
   EXPECT_EQ(shell("kvsim list policies").text.find("not replayed"), std::string::npos);
 }
 
+TEST(ListPolicies, HoldsEveryScorerOfKvpressAndItsNeighbours) {
+  // The reference's tables of presses and of KVCache-Factory's methods: scorers and wrappers around them.
+  const std::set<std::string> replayed{
+      "ada", "block", "caote", "capkv", "chunk", "chunkkv", "compactor", "critical", "cur", "dropkv", "expected_attention",
+      "expected_attention_stats", "fast_caote", "fastkvzip", "finch", "h2o", "keydiff", "knorm", "kvzap", "lagkv", "laq", "laq_pp",
+      "leverage", "nacl", "noncausal", "obcache", "observed_attention", "oracle_output", "pyramidkv", "qfilter", "random",
+      "scissorhands", "skip", "snapkv", "streaming_llm", "tova", "vatp"};
+  for (const std::string& name : replayed) EXPECT_NE(find_policy(name), nullptr) << name;
+  const std::set<std::string_view> explained{"composed", "entropy_gated_chunkkv", "gear", "headkv", "kivi", "kvgrad", "kvquant",
+                                             "less", "look_m", "minference", "minicache", "quest", "restorekv",
+                                             "skipkv_steering", "zigzagkv"};
+  std::set<std::string_view> listed;
+  for (const NotReplayed& one : not_replayed()) listed.insert(one.name);
+  for (const std::string_view name : explained) EXPECT_TRUE(listed.contains(name)) << name;
+}
+
 }  // namespace
 }  // namespace kvsim::test
