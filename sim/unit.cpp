@@ -50,11 +50,14 @@ void UnitReplay::compute_oracle(std::size_t kv) {
 void UnitReplay::make_features(std::size_t kv) {
   HeadState& head = heads_[kv];
   head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_);
-  // The very numbers that oracle_static ranks by, so that near ties fall alike.
-  if (!oracles_[kv].of_kv_head) oracles_[kv].of_kv_head.emplace(decode_reference(*head.features));
 }
 
-void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last) {
+void UnitReplay::rank_oracle(std::size_t kv) {
+  // The very numbers that oracle_static ranks by, so that near ties fall alike.
+  if (!oracles_[kv].of_kv_head) oracles_[kv].of_kv_head.emplace(decode_reference(*heads_[kv].features));
+}
+
+void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last, bool hindsight) {
   const BlockFeatures& features = *heads_[kv].features;
   for_variants(first, last, [&](std::size_t v) {
     const Policy& policy = *settings_.variants[v]->policy;
@@ -65,9 +68,15 @@ void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last)
       scores->units.resize(g_.kv_heads * units);
     }
     policy.score(features, std::span(state.scores.units).subspan(kv * units, units));
-    if (has_hindsight(policy))
+    if (hindsight && has_hindsight(policy))
       policy.score(HindsightFeatures(features), std::span(state.hindsight_scores.units).subspan(kv * units, units));
   });
+}
+
+std::vector<std::vector<float>> UnitReplay::own_summary(const Policy& policy, const LayerScores& scores) const {
+  KVSIM_CHECK(g_.recorded_layers.size() == 1, "{} was not given the summaries of {} layers", policy.traits().name,
+              g_.recorded_layers.size());
+  return {policy.summarise(g_, rank_layer(policy, g_, scores))};
 }
 
 void UnitReplay::select(std::size_t first, std::size_t last) {
@@ -84,6 +93,11 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
     if (judges_scores() && !policy.traits().step_order)
       for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
         state.score_truth.push_back(score_truth(input.scores, kv, oracles_[kv].removal_cost));
+    std::vector<std::vector<float>> own;
+    if (policy.traits().model_wide) {
+      if (settings_.summaries.empty()) own = own_summary(policy, input.scores);
+      input.summaries = settings_.summaries.empty() ? own : settings_.summaries[v]->layers;
+    }
     state.selection = select_layer(policy, g_, std::move(input), settings_.budgets);
     state.scores = LayerScores();
     state.hindsight_scores = LayerScores();
@@ -106,6 +120,11 @@ UnitResult UnitReplay::run() {
   result.layer = g_.layer;
   double scoring = 0, measuring = 0;
   const auto seconds = [](Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); };
+  for (std::size_t v = 0; v < settings_.summaries.size(); ++v) {
+    if (settings_.summaries[v] == nullptr || settings_.summaries[v]->failure.empty()) continue;
+    states_[v].failed = true;
+    states_[v].failure = settings_.summaries[v]->failure;
+  }
   const std::size_t batch = settings_.memory.hold ? std::max<std::size_t>(states_.size(), 1) : settings_.memory.variant_batch;
   for (std::size_t first = 0; first < states_.size(); first += batch) {
     const std::size_t last = std::min(states_.size(), first + batch);
@@ -114,7 +133,8 @@ UnitResult UnitReplay::run() {
       load(kv);
       compute_oracle(kv);
       make_features(kv);
-      score_head(kv, first, last);
+      rank_oracle(kv);
+      score_head(kv, first, last, true);
       heads_[kv].features.reset();
       if (!settings_.memory.hold) release(kv);
     }
@@ -133,6 +153,36 @@ UnitResult UnitReplay::run() {
                    [](const ResultRow& a, const ResultRow& b) { return a.kv_head < b.kv_head; });
   result.perf = {{"scoring_s", scoring}, {"measuring_s", measuring}};
   return result;
+}
+
+void UnitReplay::summarise(std::span<ModelSummaries> summaries) {
+  const bool future = std::any_of(settings_.variants.begin(), settings_.variants.end(), [](const Variant* variant) {
+    return has(variant->policy->needs(), Need::decode_queries);
+  });
+  for (std::size_t v = 0; v < states_.size(); ++v) states_[v].failed = !summaries[v].failure.empty();
+  for (std::size_t first = 0; first < states_.size(); first += settings_.memory.variant_batch) {
+    const std::size_t last = std::min(states_.size(), first + settings_.memory.variant_batch);
+    for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) {
+      load(kv);
+      if (future) compute_oracle(kv);
+      make_features(kv);
+      score_head(kv, first, last, false);
+      release(kv);
+    }
+    for_variants(first, last, [&](std::size_t v) {
+      const Policy& policy = *settings_.variants[v]->policy;
+      LayerScores scores = std::move(states_[v].scores);
+      policy.join(g_, scores);
+      summaries[v].layers.push_back(policy.summarise(g_, rank_layer(policy, g_, std::move(scores))));
+    });
+    for (std::size_t v = first; v < last; ++v)
+      if (states_[v].failed && summaries[v].failure.empty()) summaries[v].failure = states_[v].failure;
+    for (std::size_t v = first; v < last; ++v) states_[v] = VariantState();
+  }
+}
+
+void add_summaries(const LayerContext& layer, const UnitSettings& settings, BlockSource& source, std::span<ModelSummaries> summaries) {
+  UnitReplay(layer, settings, source).summarise(summaries);
 }
 
 UnitResult replay_unit(const LayerContext& layer, const UnitSettings& settings, BlockSource& source) {

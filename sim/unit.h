@@ -32,9 +32,17 @@ struct UnitMemory {
   std::size_t passes(std::size_t variants) const { return hold ? 1 : 2 * ((variants + variant_batch - 1) / variant_batch); }
 };
 
+/// What the layers of a trace told a model-wide variant before any of them is allocated.
+struct ModelSummaries {
+  std::vector<std::vector<float>> layers;  // what Policy::summarise gave, recorded layers in ascending order
+  std::string failure;                     // why the variant failed on one of them, else empty
+};
+
 /// What is measured on a unit.
 struct UnitSettings {
   std::vector<const Variant*> variants;
+  /// Per variant, null for those that are not model-wide; may be empty where none is, or where this layer is all there is.
+  std::vector<const ModelSummaries*> summaries;
   std::vector<BudgetPoint> budgets;  // ascending
   std::vector<std::string> metrics;  // chosen names, in registered order
   bool save_kept = false;
@@ -61,5 +69,9 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, s
 
 /// Runs the unit; variants and budgets are numbered as in the settings. A variant that throws UserError becomes a failure and the others go on (unless fail_fast).
 UnitResult replay_unit(const LayerContext& layer, const UnitSettings& settings, BlockSource& source);
+
+/// Scores the unit with its variants, all model-wide, and appends a layer to the summaries of each [variants]. The heads
+/// come once for every batch of variants. A variant that throws UserError gets a failure and is left out from then on.
+void add_summaries(const LayerContext& layer, const UnitSettings& settings, BlockSource& source, std::span<ModelSummaries> summaries);
 
 }  // namespace kvsim

@@ -62,6 +62,8 @@ class UnitReplay {
   }
 
   UnitResult run();
+  /// See add_summaries.
+  void summarise(std::span<ModelSummaries> summaries);
 
  private:
   std::size_t hidden() const { return heads_hidden_; }
@@ -73,8 +75,10 @@ class UnitReplay {
   void release(std::size_t kv) { heads_[kv] = HeadState(); }
   std::vector<StepRange> chunks() const;
   void compute_oracle(std::size_t kv);
+  void rank_oracle(std::size_t kv);
   void make_features(std::size_t kv);
-  void score_head(std::size_t kv, std::size_t first, std::size_t last);
+  void score_head(std::size_t kv, std::size_t first, std::size_t last, bool hindsight);
+  std::vector<std::vector<float>> own_summary(const Policy& policy, const LayerScores& scores) const;
   void select(std::size_t first, std::size_t last);
   void measure_held(std::size_t first, std::size_t last);
   void measure_streamed(std::size_t first, std::size_t last);

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <set>
 
 #include "kernels/philox.h"
 #include "kernels/replay.h"
+#include "sim/cli/model_summaries.h"
 #include "sim/cli/options.h"
 #include "sim/cli/run_setup.h"
 #include "sim/stepwise/stepwise_unit.h"
@@ -55,6 +57,24 @@ void print_variants(const PreparedRun& run) {
   }
 }
 
+/// Layers of the traces of this shard that are scored ahead; adds what reading them costs.
+std::uint64_t add_layers_ahead(const PreparedRun& run, const std::vector<std::size_t>& mine, std::uint64_t& bytes, std::uint64_t& memory) {
+  std::set<std::size_t> traces;
+  for (const std::size_t u : mine) traces.insert(run.units[u].trace);
+  std::uint64_t layers = 0;
+  for (const std::size_t t : traces) {
+    const std::vector<std::uint32_t> wide = model_wide_variants(run, run.served(static_cast<std::uint32_t>(t)));
+    const TraceInfo& info = run.traces[t].info();
+    for (std::size_t l = 0; l < info.layers.size() && !wide.empty(); ++l) {
+      const UnitMemory plan = plan_summaries(run, t, l, wide, run.record.description.traces[t].budgets.size());
+      bytes += info.layers[l].bytes * ((wide.size() + plan.variant_batch - 1) / plan.variant_batch);
+      memory = std::max(memory, plan.bytes);
+      ++layers;
+    }
+  }
+  return layers;
+}
+
 }  // namespace
 
 int plan_command(const Arguments& arguments) {
@@ -94,6 +114,7 @@ int plan_command(const Arguments& arguments) {
     streamed |= !plan.hold;
     cost += unit.cost * (plan.hold ? 1.0 : 1.5);
   }
+  const std::uint64_t ahead = add_layers_ahead(run, mine, bytes, memory);
   std::size_t cells = 0;
   for (std::uint32_t t = 0; t < run.traces.size(); ++t) cells += run.served(t).size() * description.traces[t].budgets.size();
   const double seconds = cost / measure_rate() / run.options.threads * kOverhead;
@@ -111,6 +132,8 @@ int plan_command(const Arguments& arguments) {
   fmt::print("cells     {} (variants x budgets)\n", cells);
   fmt::print("units     {} (layers of traces){}\n", mine.size(), run.options.shards > 1 ? fmt::format(" of {} in this shard", run.units.size()) : "");
   fmt::print("read      {}{}\n", human_bytes(bytes), streamed ? ", some layers more than once: they do not fit into --memory" : "");
+  if (ahead > 0)
+    fmt::print("ahead     {} layers are scored before the first is measured, in every shard: some policies share budget over all of them\n", ahead);
   fmt::print("memory    about {} of {}\n", human_bytes(memory), human_bytes(run.options.memory));
   fmt::print("time      about {} on {} threads (estimated from a short measurement)\n", human_seconds(seconds), run.options.threads);
   for (const Refusal& refusal : run.record.refusals)

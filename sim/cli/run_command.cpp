@@ -12,6 +12,7 @@
 #include "analysis/result_store.h"
 #include "kernels/error.h"
 #include "kernels/replay.h"
+#include "sim/cli/model_summaries.h"
 #include "sim/cli/options.h"
 #include "sim/cli/progress.h"
 #include "sim/cli/run_setup.h"
@@ -117,10 +118,11 @@ StepwiseInputs read_inputs(const TraceReader& reader, std::size_t layer, std::sp
   return inputs;
 }
 
-UnitResult run_job(const PreparedRun& run, const Job& job, BlockSource& source) {
+UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& summaries, BlockSource& source) {
   const RunDescription& description = run.record.description;
   UnitSettings settings;
   settings.variants = variants_of(run, job);
+  settings.summaries = summaries.of(job.variants, job.budgets);
   for (const std::uint32_t b : job.budgets) settings.budgets.push_back(description.traces[job.unit.trace].budgets[b]);
   settings.metrics = description.metrics;
   settings.save_kept = run.options.save_kept;
@@ -185,7 +187,9 @@ struct Outcome {
 Outcome run_jobs(const PreparedRun& run, const std::vector<Job>& jobs) {
   Outcome outcome;
   const StopRequest stop(run.options.time_limit);
-  Progress progress("replay", jobs.size(), run.options.quiet);
+  SummaryStore summaries(run);
+  for (const Job& job : jobs) summaries.announce(job.unit.trace, job.variants, job.budgets);
+  Progress progress("replay", jobs.size() + summaries.layers(), run.options.quiet);
   std::unique_ptr<BlockSource> source;
   std::size_t source_end = 0;
   double longest = 0;
@@ -195,9 +199,15 @@ Outcome run_jobs(const PreparedRun& run, const std::vector<Job>& jobs) {
     const Clock::time_point start = Clock::now();
     if (i >= source_end) {
       source.reset();
+      const bool scored = summaries.load(jobs[i].unit.trace, [&] {
+        progress.advance();
+        outcome.stopped = stop.asked(longest);
+        return outcome.stopped == kDone;
+      });
+      if (!scored) break;
       source = open_source(run, jobs, i, source_end);
     }
-    const UnitResult result = run_job(run, jobs[i], *source);
+    const UnitResult result = run_job(run, jobs[i], summaries, *source);
     write_part(run.options.out, result, run.record.description, batch_name(run.record.description, jobs[i]));
     outcome.failed += result.failures.size();
     if (outcome.failed > 0) progress.remark(fmt::format("{} failures", outcome.failed));
