@@ -23,6 +23,9 @@ void ScoreWrapper::score_field(FieldVisitor& visitor) {
   update(traits_.windowed, own_traits_.windowed || inner.windowed);
   update(traits_.nested, own_traits_.nested && inner.nested);
   update(traits_.order_by_budget, own_traits_.order_by_budget || inner.order_by_budget);
+  update(traits_.model_wide, own_traits_.model_wide || inner.model_wide);
+  update(traits_.own_size, own_traits_.own_size || inner.own_size);
+  update(traits_.transforms, own_traits_.transforms || inner.transforms);
 }
 
 }  // namespace kvsim

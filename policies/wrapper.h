@@ -34,6 +34,13 @@ class ScoreWrapper : public Policy {
     score_->reorder(layer, ranking, budget, kept, order);
   }
 
+  std::vector<float> summarise(const LayerGeometry& layer, const LayerRanking& ranking) const override {
+    return score_->summarise(layer, ranking);
+  }
+  Transformed transform(const HeadFeatures& head, std::size_t query_head, std::span<const TokenIndex> kept) const override {
+    return score_->transform(head, query_head, kept);
+  }
+
   /// The policy that scores; null where none is given.
   const Policy* inner() const { return score_.get(); }
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/error.h"
+#include "sim/transformed.h"
 
 namespace kvsim {
 namespace {
@@ -23,6 +24,7 @@ struct RowValues {
     fit(limits, budgets, limit_stride);
   }
   Matrix<float> error, recall;
+  Matrix<float> logit_error;                                       // of transformed entries, else empty
   Matrix<std::uint32_t> agree;                                     // kept tokens among the row's own best n
   std::array<Matrix<std::uint32_t>, kMassFractions.size()> found;  // kept tokens of the needed sets
   Matrix<std::uint32_t> limits;                                    // n of query_consistency, [budgets][row stride]
@@ -197,6 +199,9 @@ void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure, std::s
       return as_float(prompt[row] - v.found[fraction](b, at)) / as_float(total[row]);
     });
   }
+  if (!adding.ranges.front().values.logit_error.empty())
+    add_metric(adding, StepMetric::logit_error, budget, measure, to,
+               [](Values v, std::size_t b, std::size_t at, std::size_t) { return v.logit_error(b, at); });
   std::uint64_t sum = 0;
   std::uint32_t most = 0;
   for (const Range& range : adding.ranges) {
@@ -210,10 +215,28 @@ void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure, std::s
   measure.add_readable(to, sum, most);
 }
 
+/// Replaces the errors of a range by those over the entries that the policy puts in place of the kept ones. Adds the
+/// unit's share of the bytes at every budget to `share`.
+void apply_transform(const HeadView& head, const EntryTransform& transform, std::size_t query_head, Range& range,
+                     std::vector<double>& share, HeadDelta* delta) {
+  const UnitSelection& unit = *range.unit;
+  range.values.logit_error = Matrix<float>(unit.counts.size(), range.end - range.begin, kRowPad);
+  for (std::size_t b = 0; b < unit.counts.size(); ++b) {
+    const std::size_t place = unit.place[b], rows = range.end - range.first, skipped = range.first - range.begin;
+    std::vector<TokenIndex> kept(unit.order.begin(), unit.order.begin() + unit.counts[b]);
+    std::sort(kept.begin(), kept.end());
+    const Transformed entries = transform.policy.transform(transform.features, query_head, kept);
+    share[b] += entries.resident_share;
+    measure_transformed(head, entries, kept, range.first, range.end, {range.values.error.row(place) + skipped, rows},
+                        {range.values.logit_error.row(place) + skipped, rows},
+                        delta == nullptr ? nullptr : delta->data.data() + place * delta->budget_stride, delta == nullptr ? 0 : delta->stride);
+  }
+}
+
 }  // namespace
 
 void measure_steps(const HeadView& head, const LayerSelection& selection, bool step_order, HeadMeasure& measure,
-                   HeadDelta* delta) {
+                   HeadDelta* delta, const EntryTransform* transform) {
   const ExactSteps& exact = head.exact;
   const LayerGeometry& g = head.layer.geometry;
   const std::size_t steps = exact.steps().count;
@@ -228,6 +251,7 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
   thread_local std::vector<Range> kept_ranges;  // its matrices serve task after task
   std::vector<Range>& ranges = kept_ranges;
   ranges.resize(count);
+  std::vector<double> share(budgets, 0.0);
   for (std::size_t i = 0; i < count; ++i) {
     Range& range = ranges[i];
     range.unit = &selection.of(head.block.kv_head, i, g.group);
@@ -250,6 +274,8 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
       for (std::size_t row = range.first; row < range.end; ++row)
         if (std::isnan(range.values.error(b, row - range.begin)))
           recompute_underflow(head, *range.unit, range.begin, row, b, range.values, target);
+    range.values.logit_error = Matrix<float>();
+    if (transform != nullptr) apply_transform(head, *transform, i, range, share, target);
     if (target == delta) continue;
     for (std::size_t b = 0; b < budgets; ++b)
       for (std::size_t c = 0; c < g.value_dim; ++c) {
@@ -258,6 +284,8 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
         std::copy_n(part.data.data() + from, range.end - range.first, delta->data.data() + to);
       }
   }
+  if (transform != nullptr)
+    for (std::size_t b = 0; b < budgets; ++b) measure.set_resident_share(selection.budgets[b], share[b] / static_cast<double>(count));
   Adding adding(head, ranges);
   for (std::size_t b = 0; b < budgets; ++b) add_budget(adding, b, measure, selection.budgets[b]);
 }

@@ -26,9 +26,17 @@ struct HeadView {
   const ExactSteps& exact;
 };
 
+/// A policy that changes what it keeps, and the head whose entries it changes.
+struct EntryTransform {
+  const Policy& policy;
+  const HeadFeatures& features;
+};
+
 /// Measures the steps of `head.exact` at the budgets of the selection. `delta` may be null; its budgets are the selection's.
+/// With `transform` output errors are those over the changed entries, budget by budget; everything that goes by positions
+/// (recall, consistency, misses) is that of the kept tokens.
 void measure_steps(const HeadView& head, const LayerSelection& selection, bool step_order, HeadMeasure& measure,
-                   HeadDelta* delta);
+                   HeadDelta* delta, const EntryTransform* transform = nullptr);
 
 /// Set metrics of the KV head at all budgets: mean over the units that it has.
 SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const Selection& selection, std::size_t budgets,

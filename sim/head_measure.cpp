@@ -50,7 +50,7 @@ void include(Distribution& distribution, double least, double most, std::uint64_
 
 HeadMeasure::HeadMeasure(std::size_t budgets, std::size_t group, std::size_t steps, bool keep_steps)
     : group_(group), steps_(steps), distributions_(budgets * kStepMetrics), readable_sum_(budgets, 0.0),
-      readable_most_(budgets, 0.0) {
+      readable_most_(budgets, 0.0), resident_share_(budgets, 1.0) {
   if (keep_steps) step_sums_.assign(budgets * kStepMetrics * steps, 0.0f);
 }
 

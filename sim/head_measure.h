@@ -10,8 +10,8 @@
 namespace kvsim {
 
 /// Metrics that exist for every (query head, step), in the order of all_metrics().
-enum class StepMetric : std::uint8_t { output_error, attention_recall, query_consistency, miss_rate, miss_rate_50, miss_rate_99 };
-inline constexpr std::size_t kStepMetrics = 6;
+enum class StepMetric : std::uint8_t { output_error, attention_recall, query_consistency, miss_rate, miss_rate_50, miss_rate_99, logit_error };
+inline constexpr std::size_t kStepMetrics = 7;
 
 /// Sums of one variant on one KV head, collected chunk of steps after chunk of steps. Values are added step block by
 /// step block, then by query head, then by step, so that the bits do not depend on how steps were cut into chunks.
@@ -33,6 +33,9 @@ class HeadMeasure {
   bool keeps_steps() const { return !step_sums_.empty(); }
   /// Tokens that steps could read, summed over heads and steps, and the most of one.
   void add_readable(std::size_t budget, std::uint64_t tokens, std::uint32_t most);
+  /// Share of the kept entries' bytes that a transformation leaves, mean over the units of the head; 1 unless set.
+  void set_resident_share(std::size_t budget, double share) { resident_share_[budget] = share; }
+  double resident_share(std::size_t budget) const { return resident_share_[budget]; }
   double mean_readable(std::size_t budget) const { return readable_sum_[budget] / static_cast<double>(group_ * steps_); }
   double most_readable(std::size_t budget) const { return readable_most_[budget]; }
 
@@ -42,7 +45,7 @@ class HeadMeasure {
   }
   std::size_t group_ = 1, steps_ = 0;
   std::vector<Distribution> distributions_;
-  std::vector<double> readable_sum_, readable_most_;
+  std::vector<double> readable_sum_, readable_most_, resident_share_;
   std::vector<float> step_sums_;  // [budgets * metrics][steps], divided by the group in finish()
 };
 

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "kernels/error.h"
+#include "policies/stop_signal.h"
 
 namespace kvsim {
 namespace {
@@ -125,6 +126,9 @@ Selection select_layer(const Policy& policy, const LayerGeometry& layer, Selecti
   if (!input.hindsight.units.empty()) hindsight = rank_layer(policy, layer, std::move(input.hindsight));
   const std::vector<std::vector<std::uint32_t>> counts = count_all(policy, layer, ranking, budgets);
   Selection selection;
+  if (const auto* stops = dynamic_cast<const StopSignal*>(&policy))
+    for (std::size_t b = 0; b < budgets.size(); ++b)
+      selection.stop_signal.push_back(stops->stop_signal(layer, ranking, budgets[b].tokens, counts[b]));
   if (!policy.traits().order_by_budget) {
     PartOrders all{ranking.order, std::move(hindsight.order), std::vector<std::size_t>(budgets.size())};
     std::iota(all.budgets.begin(), all.budgets.end(), 0);

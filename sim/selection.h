@@ -55,6 +55,7 @@ struct LayerSelection {
 /// of budgets that share their orders.
 struct Selection {
   std::vector<LayerSelection> parts;
+  std::vector<double> stop_signal;  // [budgets of the run] for policies with one (StopSignal), else empty
 
   struct Place {
     const LayerSelection& part;

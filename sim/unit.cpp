@@ -11,6 +11,17 @@
 #include "sim/unit_replay.h"
 
 namespace kvsim {
+void UnitReplay::fail(std::size_t v, const std::exception_ptr& exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const UserError& error) {
+    if (settings_.fail_fast) throw UserError("{}: {}", settings_.variants[v]->entry.spec, error.what());
+    states_[v] = VariantState();
+    states_[v].failed = true;
+    states_[v].failure = error.what();
+  }
+}
+
 void UnitReplay::load(std::size_t kv) {
   heads_[kv].block = source_.next();
   KVSIM_CHECK(heads_[kv].block.kv_head == kv, "head {} came as {}", kv, heads_[kv].block.kv_head);
@@ -135,7 +146,7 @@ UnitResult UnitReplay::run() {
       make_features(kv);
       rank_oracle(kv);
       score_head(kv, first, last, true);
-      heads_[kv].features.reset();
+      if (!settings_.memory.hold || !transforms(first, last)) heads_[kv].features.reset();
       if (!settings_.memory.hold) release(kv);
     }
     select(first, last);

@@ -16,6 +16,7 @@ std::optional<StepMetric> step_metric(const std::string& name) {
   if (name == "miss_rate") return StepMetric::miss_rate;
   if (name == "miss_rate_50") return StepMetric::miss_rate_50;
   if (name == "miss_rate_99") return StepMetric::miss_rate_99;
+  if (name == "logit_error") return StepMetric::logit_error;
   return std::nullopt;
 }
 
@@ -23,8 +24,14 @@ std::optional<StepMetric> step_metric(const std::string& name) {
 
 std::pair<double, double> UnitReplay::resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const {
   const double entry = static_cast<double>((g_.key_dim + g_.value_dim) * layer_.element_bytes);
-  const double resident = state.measures[kv].mean_readable(budget);
-  if (state.selection.unit() != Unit::query) return {resident * entry, resident * entry};
+  const double resident = state.measures[kv].mean_readable(budget), share = state.measures[kv].resident_share(budget);
+  if (state.selection.unit() != Unit::query) {
+    if (share == 1.0) return {resident * entry, resident * entry};
+    const Selection::Place own = state.selection.at(budget);
+    const double held = std::min(resident, static_cast<double>(own.part.of(kv, 0, g_.group).counts[own.budget]));
+    const double bytes = (resident - held * (1 - share)) * entry;
+    return {bytes, bytes};
+  }
   // Every query head has a copy of its own; the union counts what several of them keep once.
   std::vector<bool> kept(g_.prompt, false);
   double copies = 0, distinct = 0;
@@ -40,7 +47,7 @@ std::pair<double, double> UnitReplay::resident_bytes(const VariantState& state, 
   }
   const auto group = static_cast<double>(g_.group);
   const double decoded = resident - copies / group;  // tokens of the decode that a step reads on average
-  return {resident * group * entry, (distinct + decoded) * entry};
+  return {(resident * group - copies * (1 - share)) * entry, (distinct * share + decoded) * entry};
 }
 
 double UnitReplay::row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes,
@@ -54,6 +61,8 @@ double UnitReplay::row_value(const VariantState& state, std::size_t kv, std::siz
   if (name == "miss_rate") return measure.mean(StepMetric::miss_rate, budget);
   if (name == "miss_rate_50") return measure.mean(StepMetric::miss_rate_50, budget);
   if (name == "miss_rate_99") return measure.mean(StepMetric::miss_rate_99, budget);
+  if (name == "logit_error") return measure.mean(StepMetric::logit_error, budget);
+  if (name == "stop_signal") return state.selection.stop_signal.empty() ? std::numeric_limits<double>::quiet_NaN() : state.selection.stop_signal[budget];
   if (name == "set_consistency") return sets.consistency[budget];
   if (name == "set_jaccard") return sets.jaccard[budget];
   if (name == "set_mass_ratio") return sets.mass_ratio[budget];
@@ -97,7 +106,7 @@ void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result
       const std::optional<StepMetric> per_step = step_metric(row_metrics_[m]);
       if (per_step) {
         cell.metrics[m].merge(measure.distribution(*per_step, budget));
-        if (measure.keeps_steps()) {
+        if (measure.keeps_steps() && measure.distribution(*per_step, budget).count > 0) {
           const std::span<const float> steps = measure.steps(*per_step, budget);
           result.detail.push_back({row.kv_head, cell.variant, cell.budget, static_cast<std::uint32_t>(m), {steps.begin(), steps.end()}});
         }

@@ -9,10 +9,13 @@ namespace kvsim {
 void UnitReplay::measure_variant(std::size_t v, std::size_t kv, const ExactSteps& exact) {
   VariantState& state = states_[v];
   const HeadView view{heads_[kv].block, layer_, exact};
-  const bool step_order = settings_.variants[v]->policy->traits().step_order;
+  const Policy& policy = *settings_.variants[v]->policy;
+  std::optional<EntryTransform> transform;
+  if (policy.traits().transforms) transform.emplace(EntryTransform{policy, *heads_[kv].features});
   for (const LayerSelection& part : state.selection.parts) {
     HeadDelta delta;
-    measure_steps(view, part, step_order, state.measures[kv], projects() ? &delta : nullptr);
+    measure_steps(view, part, policy.traits().step_order, state.measures[kv], projects() ? &delta : nullptr,
+                  transform ? &*transform : nullptr);
     if (projects())
       state.projected.add(delta, part.budgets, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
   }
@@ -45,13 +48,14 @@ void UnitReplay::measure_held(std::size_t first, std::size_t last) {
     const std::size_t kv = i % g_.kv_heads;
     if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
   });
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
+  for (std::size_t i = 0; i < errors.size(); ++i)
+    if (errors[i]) fail(first + i / g_.kv_heads, errors[i]);
 }
 
 void UnitReplay::measure_streamed(std::size_t first, std::size_t last) {
   for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) {
     load(kv);
+    if (transforms(first, last)) make_features(kv);
     for (const StepRange& range : chunks()) {
       const ExactSteps exact(heads_[kv].block, layer_, range, true);
       if (projects() && first == 0) add_exact_projection(kv, exact);

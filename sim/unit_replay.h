@@ -88,6 +88,13 @@ class UnitReplay {
   void emit_cell(std::size_t v, std::size_t budget, UnitResult& result);
   double row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes, double union_bytes) const;
   std::pair<double, double> resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const;
+  /// Whether one of the variants changes what it keeps: then features stay while it is measured.
+  bool transforms(std::size_t first, std::size_t last) const {
+    return std::any_of(settings_.variants.begin() + static_cast<std::ptrdiff_t>(first), settings_.variants.begin() + static_cast<std::ptrdiff_t>(last),
+                       [](const Variant* variant) { return variant->policy->traits().transforms; });
+  }
+  /// A UserError makes the variant fail; everything else goes on.
+  void fail(std::size_t v, const std::exception_ptr& error);
   template <typename Task>
   void for_variants(std::size_t first, std::size_t last, const Task& task);
 
@@ -127,15 +134,7 @@ void UnitReplay::for_variants(std::size_t first, std::size_t last, const Task& t
     if (!states_[first + i].failed) task(first + i);
   });
   for (std::size_t v = first; v < last; ++v) {
-    if (!errors[v - first]) continue;
-    try {
-      std::rethrow_exception(errors[v - first]);
-    } catch (const UserError& error) {
-      if (settings_.fail_fast) throw UserError("{}: {}", settings_.variants[v]->entry.spec, error.what());
-      states_[v] = VariantState();
-      states_[v].failed = true;
-      states_[v].failure = error.what();
-    }
+    if (errors[v - first]) fail(v, errors[v - first]);
   }
 }
 
