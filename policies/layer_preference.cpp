@@ -116,9 +116,7 @@ std::vector<std::uint32_t> share_by_preference(std::span<const double> preferenc
   for (std::uint64_t excess = clamp(); excess > 0 || held() < reachable; excess = clamp()) {
     spread_evenly(budgets, excess, cap);
     if (const std::uint64_t now = held(); now < reachable) spread_evenly(budgets, reachable - now, cap);
-    if (held() == std::uint64_t{cap} * budgets.size()) break;
   }
-  clamp();
   // Rounding of the proportions upwards can give out a token too many.
   std::uint64_t surplus = held() > reachable ? held() - reachable : 0;
   for (std::size_t l = 0; surplus > 0; l = (l + 1) % budgets.size())

@@ -3,6 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -38,11 +41,22 @@ inline LayerContext make_layer(const Shape& shape) {
   g.softmax_scale = 0.35 * shape.sharpness;
   g.sliding_window = shape.window;
   g.trace_digest = 99;
+  g.second_pass = {"kvzip", "kvzip_plus", "kvcompose_max", "kvcompose_mean"};
   layer.rule = {g.softmax_scale, shape.softcap, shape.window};
   layer.element_bytes = 2;
   if (shape.lookahead > 0) g.lookaheads = {{"snapkv-8", 8, shape.lookahead}, {"snapkv-32", 32, shape.lookahead}};
   if (shape.prompt >= 43) layer.evidence = {{10, 14}, {40, 43}};
   return layer;
+}
+
+/// Statistics of a second pass, from a stream of their own.
+inline void add_second_pass(const Shape& shape, HeadBlock& block) {
+  Philox random(shape.seed, stream_of(1000 + block.kv_head));
+  for (const char* name : {"kvzip", "kvzip_plus", "kvcompose_max", "kvcompose_mean"}) {
+    Matrix<float>& rows = block.second_pass[name] = Matrix<float>(shape.group, shape.prompt);
+    for (std::size_t h = 0; h < shape.group; ++h)
+      for (std::size_t t = 0; t < shape.prompt; ++t) rows(h, t) = static_cast<float>(random.next_double());
+  }
 }
 
 /// Blocks with all queries recorded, query head major: rows of every head are positions 0 .. T+S-1.
@@ -76,6 +90,7 @@ inline std::vector<HeadBlock> make_blocks(const Shape& shape) {
       for (std::size_t i = 0; i < queries.rows(); ++i)
         for (std::size_t c = 0; c < shape.key_dim; ++c) queries(i, c) = 2 * noise() + (c < 5 ? 1.5f : 0.0f);
     }
+    add_second_pass(shape, block);
     blocks.push_back(std::move(block));
   }
   return blocks;
@@ -101,13 +116,38 @@ class NoFiles final : public Resources {
   const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no file {}", file); }
 };
 
+/// The file "made-up" with what policies read from files, of the shapes of the layer above; other files do not exist.
+class MadeUpFiles final : public Resources {
+ public:
+  const ExternalArray& array(const std::string& file, const std::string& dataset) override {
+    if (file != "made-up") throw UserError("no file {}", file);
+    ExternalArray& array = arrays_[dataset];
+    if (!array.data.empty()) return array;
+    if (dataset == "/curve") {  // pruned ratios: the second head keeps twice as much as the first
+      array.shape = {99, 1, 2};
+      for (std::size_t i = 0; i < 99; ++i)
+        for (const double share : {2.0 / 3, 4.0 / 3})
+          array.data.push_back(static_cast<float>(1 - std::min(1.0, share * (1 - static_cast<double>(i + 1) / 100))));
+    } else if (dataset == "/pattern") {
+      array = {{1, 2}, {0.2f, 0.9f}};
+    } else {
+      throw UserError("no {} in {}", dataset, file);
+    }
+    return array;
+  }
+
+ private:
+  std::map<std::string, ExternalArray> arrays_;
+};
+
 /// Bound variants and the settings that measure everything about them.
 struct Sweep {
+  std::unique_ptr<MadeUpFiles> files_ = std::make_unique<MadeUpFiles>();  // outlives the policies
   std::vector<Variant> variants;
   UnitSettings settings;
 
   Sweep(const std::vector<std::string>& specs, const std::vector<std::uint32_t>& budgets) {
-    NoFiles files;
+    MadeUpFiles& files = *files_;
     for (const std::string& text : specs) {
       Variant variant;
       variant.policy = bind_policy(parse_specs(text).front());
