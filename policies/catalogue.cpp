@@ -140,6 +140,10 @@ std::string policy_page(std::string_view name) {
   out += fmt::format("  reference {}\n", traits.reference);
   out += fmt::format("  needs     {}\n", needs_text(policy->needs()));
   out += fmt::format("  nested    {}\n  oracle    {}\n", yes_no(traits.nested), yes_no(traits.oracle));
+  if (traits.order_by_budget) out += "  orders    another one at every budget: measured budget by budget\n";
+  if (traits.model_wide) out += "  layers    all are scored before the first is measured, in every shard of a run\n";
+  if (traits.own_size) out += "  size      its own; the budget is the most that it keeps\n";
+  if (traits.transforms) out += "  entries   changed: output_error is over what it puts in the place of what it keeps\n";
   out += "\nBudget\n" + wrapped(traits.accounting, 2);
   const std::vector<FieldDescription> fields = describe_fields([&](FieldVisitor& visitor) { policy->fields(visitor); });
   out += "\nParameters\n";

@@ -11,8 +11,6 @@
 namespace kvsim {
 namespace {
 
-/// Rows whose logits are held at once; they run in the lanes.
-constexpr std::size_t kTile = 64;
 using Lanes = std::vector<double>;
 
 /// A tile of rows of one head: queries channel by channel, and what is added up for every row.
@@ -70,8 +68,8 @@ void measure_transformed(const HeadView& head, const Transformed& entries, std::
               entries.keys.rows(), entries.values.rows(), kept.size());
   const MatrixView<const float> truth = head.exact.curve_input(head.block).exact;
   const std::size_t decoded = head.exact.steps().first + head.exact.steps().count;
-  for (std::size_t begin = first; begin < end; begin += kTile) {
-    const Tile tile(head, begin, std::min(kTile, end - begin));
+  for (std::size_t begin = first; begin < end; begin += kTransformedTile) {
+    const Tile tile(head, begin, std::min(kTransformedTile, end - begin));
     const std::size_t rows = tile.rows();
     Lanes weights((kept.size() + decoded) * rows), recorded(rows), lost(rows, 0.0), whole(rows, 0.0);
     for (std::size_t j = 0; j < kept.size() + decoded; ++j) {

@@ -7,6 +7,9 @@
 
 namespace kvsim {
 
+/// Rows whose logits are held at once.
+inline constexpr std::size_t kTransformedTile = 64;
+
 /// Rows [first, end) of a head at one budget, when `entries` stand in the place of the prompt tokens `kept` (ascending):
 /// softmax over those that the row sees by the tokens' recorded positions, and over the decoded tokens, which nothing
 /// changed. In double, a row's own maximum.

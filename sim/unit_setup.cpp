@@ -5,6 +5,7 @@
 
 #include "kernels/error.h"
 #include "sim/projection.h"
+#include "sim/transformed.h"
 #include "sim/unit.h"
 
 namespace kvsim {
@@ -106,6 +107,7 @@ namespace {
 /// The parts of a unit's memory.
 struct Sizes {
   std::uint64_t block = 0, raw = 0, window = 0, score = 0, projection = 0, task = 0, heads = 0;
+  bool transforms = false;  // some variant looks at the features again while it is measured
 };
 
 Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
@@ -125,6 +127,7 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   for (const Variant* variant : variants) {
     if (variant->policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
     if (variant->policy->traits().order_by_budget) orders = budgets;
+    sizes.transforms |= variant->policy->traits().transforms;
   }
   // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
   sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
@@ -132,6 +135,8 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
   sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
                (request.output_proj ? budgets * rows * g.value_dim * sizeof(float) : 0);
+  // Changed keys and values of one unit, made in double, and the logits of a tile of rows.
+  if (sizes.transforms) sizes.task += 4 * g.prompt * (g.key_dim + g.value_dim) * sizeof(float) + tokens * kTransformedTile * sizeof(double);
   sizes.heads = g.kv_heads * g.group * g.prompt * 2 * sizeof(float);
   return sizes;
 }
@@ -155,7 +160,7 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, s
   if (memory.bytes <= limit) return memory;
   memory.hold = false;
   const auto need = [&](std::size_t chunk, std::size_t batch) {
-    return kBase + 2 * sizes.block + sizes.raw + std::max(steps_bytes(chunk), sizes.window) +
+    return kBase + 2 * sizes.block + sizes.raw + (sizes.transforms ? steps_bytes(chunk) + sizes.window : std::max(steps_bytes(chunk), sizes.window)) +
            batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads;
   };
   // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself: halve the larger cost first.

@@ -53,7 +53,7 @@ po::options_description run_options_description() {
       ("threads", po::value<int>(), "threads (default: all); results do not depend on it")
       ("memory", po::value<std::string>(), "memory the run may use, e.g. 16G (default: three quarters of the machine)")
       ("device", po::value<std::string>(), "auto (default), cpu or cuda")
-      ("shard", po::value<std::string>(), "i/n: do the i-th of n parts (1 <= i <= n); auto: rank and size from mpirun, srun or a Slurm array. Shards may share --out, or be joined with 'kvsim merge'")
+      ("shard", po::value<std::string>(), "i/n: do the i-th of n parts (1 <= i <= n); auto: rank and size from mpirun, srun or a Slurm array. Shards may share --out, or be joined with 'kvsim merge'. Policies that share budget over the layers score all layers in every shard")
       ("time-limit", po::value<std::string>(), "stop in good order after e.g. 55m, exit code 75")
       ("extend", po::bool_switch(), "add new policies, budgets or traces to a finished run")
       ("fail-fast", po::bool_switch(), "stop at the first failing variant")
