@@ -23,7 +23,7 @@ namespace {
 
 constexpr PolicyTraits kTraits{
     .name = "cake",
-    .summary = "layer budgets by entropy and variance of the window's attention, tokens by its mean and variance",
+    .summary = "layer budgets by entropy and variance of the window's attention, tokens likewise",
     .reference = "arXiv:2503.12491, the authors' code",
     .accounting = "budget tokens per unit on average over the recorded layers; the window is always kept and counts",
     .nested = false,  // rounding can take a token from one layer when the total grows

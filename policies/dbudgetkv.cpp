@@ -19,7 +19,7 @@ namespace {
 
 constexpr PolicyTraits kTraits{
     .name = "dbudgetkv",
-    .summary = "its own size: prunes any ranking until the last query's attention norm drops by a threshold",
+    .summary = "its own size: prunes any ranking until the last query's attention norm has dropped",
     .reference = "arXiv:2502.16886; the authors' code (last_token_attn)",
     .accounting = "the budget is the most it keeps; one count per layer, chosen from the input",
     .own_size = true};

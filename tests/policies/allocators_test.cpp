@@ -125,14 +125,17 @@ TEST(ShareByPreference, KeepsAnyTotalThatFits) {
 }
 
 TEST(Cake, ScoresByMeanAndVariance) {
-  // G3: layer 1 with gamma 200; against the mean alone.
+  const DenseLayer layer = random_layer(30, 1, 1, 8);
+  const DenseFeatures head(layer, 0);
   std::vector<UnitScores> out(1);
-  policy_of("cake(window=2,kernel=1)")->score(GivenAttention({kCakeRows[1]}), out);
-  EXPECT_NEAR(out[0].score[0], 25.35, 1e-4);
-  EXPECT_NEAR(out[0].score[1], 25.35, 1e-4);
-  EXPECT_NEAR(out[0].score[2], .05, 1e-6);
-  policy_of("cake(window=2,kernel=1,gamma=0)")->score(GivenAttention({kCakeRows[1]}), out);
-  EXPECT_NEAR(out[0].score[0], .35, 1e-6);
+  policy_of("cake(window=4,kernel=1)")->score(head, out);
+  const MatrixView<const float> rows = head.attention({.source = QueryRows::Source::window, .count = 4}, 0);
+  for (std::size_t t = 0; t < 26; ++t) {
+    double mean = 0, squares = 0;
+    for (std::size_t r = 0; r < 4; ++r) mean += static_cast<double>(rows(t, r)) / 4;
+    for (std::size_t r = 0; r < 4; ++r) squares += std::pow(static_cast<double>(rows(t, r)) - mean, 2) / 3;
+    EXPECT_NEAR(out[0].score[t], mean + 200 * squares, 1e-5);
+  }
 }
 
 TEST(Cake, IsSnapKvWithoutVarianceAndPreference) {
