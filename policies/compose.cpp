@@ -2,10 +2,10 @@
 // recombine freely.
 //
 // The parts and their order of application are those of the reference's section 7.1: query source, base
-// quantity, an ordered list of reductions, value weight, redundancy, protected tokens, head budgets, layer budgets.
-// `score=` puts another policy in place of query, base, reduce and unit. The named policies are presets of
-// the same parts: compose(query=window(64), base=attention, reduce=[mean,avg(5),group(mean)], recent=64) is
-// snapkv to the last bit.
+// quantity, an ordered list of reductions, value weight, redundancy, protected tokens, head budgets, layer
+// budgets. `score=` puts another policy in place of query, base, reduce and unit. The named policies are
+// presets of the same parts: compose(query=window(64), base=attention, reduce=[mean,avg(5),group(mean)],
+// recent=64) is snapkv to the last bit.
 #include <algorithm>
 #include <array>
 #include <iterator>
@@ -53,8 +53,10 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   void fields(FieldVisitor& f) override {
     score_field(f);
     if (!score_) {
-      part(f, "base", base_, read_base, write_base, "what a token is scored by", [this](Base read) { base_ = read; });
-      part(f, "query", query(), read_query, write_query, "whose attention: window(w), all, lookahead(...), a list, ...",
+      part(f, "base", base_, read_base, write_base, "what a token is scored by",
+           [this](Base read) { base_ = read; });
+      part(f, "query", query(), read_query, write_query,
+           "whose attention: window(w), all, lookahead(...), a list, ...",
            [this](const QueryParts& read) { query_ = read; });
       part(f, "reduce", reducers(), read_reducers, write_reducers,
            "in order: over queries (mean, sum, ...), avg(k)|max(k) over positions, group(rule), ...",
@@ -63,7 +65,8 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
     part(f, "value", value_, read_value, write_value, "what of the values the score is weighed by",
          [this](const ValuePart& read) { value_ = read; });
     if (!score_) {
-      part(f, "redundancy", redundancy_, read_redundancy, write_redundancy, "what repeats others: none or cosine(...)",
+      part(f, "redundancy", redundancy_, read_redundancy, write_redundancy,
+           "what repeats others: none or cosine(...)",
            [this](const std::optional<RedundancyPart>& read) { redundancy_ = read; });
     }
     part(f, "heads", heads_, read_heads, write_heads, "budgets of the heads: uniform or ada(alpha)",
@@ -89,21 +92,23 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
     }
     const bool guards = sinks_ > 0 || recent_ > 0 || recent_share_ > 0 || !forced_.empty();
     if (score_ && score_->traits().order_by_budget && (guards || value_.kind != ValuePart::Kind::none)) {
-      throw UserError("compose: score={} has another order at every budget, give sinks, recent, forced and value to it instead",
-                      score_->traits().name);
+      throw UserError(
+          "compose: score={} has another order at every budget, give sinks, recent, forced and value to it "
+          "instead",
+          score_->traits().name);
     }
     if (unit() == Unit::layer && heads_) throw UserError("compose: heads=ada needs unit=kv or unit=query");
     if (!score_) recipe().check_parts(kTraits.name);
     if (select_) make_staged(resources);
   }
   void check(const LayerGeometry& layer) const override {
-    if (score_) score_->check(layer);
-    else recipe().check(kTraits.name, layer);
+    if (score_)
+      score_->check(layer);
+    else
+      recipe().check(kTraits.name, layer);
   }
 
-  Need needs() const override {
-    return score_ ? score_->needs() | value_needs(value_) : recipe().needs();
-  }
+  Need needs() const override { return score_ ? score_->needs() | value_needs(value_) : recipe().needs(); }
   std::uint32_t window() const override { return score_ ? score_->window() : query_window(query()); }
   Unit unit() const override {
     const Unit unit = score_ ? score_->unit() : static_cast<Unit>(unit_);
@@ -166,7 +171,8 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   std::string pass_at(const LayerGeometry& layer, std::uint32_t budget) const override {
     return score_ ? lookahead_pass_at(*score_, layer, budget) : recipe_pass(recipe(), layer, budget);
   }
-  LayerRanking ranking_at(const LayerGeometry& layer, const LayerRanking& ranking, std::uint32_t budget) const override {
+  LayerRanking ranking_at(const LayerGeometry& layer, const LayerRanking& ranking,
+                          std::uint32_t budget) const override {
     return score_ ? kvsim::ranking_at(*score_, layer, ranking, budget)
                   : recipe_ranking(*this, recipe(), layer, ranking, budget);
   }
@@ -184,26 +190,29 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
 
   /// Puts the sinks and the budget's share of the newest tokens before the others.
   void newest_first(std::vector<TokenIndex>& order, std::uint32_t budget) const {
-    const auto recent = static_cast<std::uint32_t>(recent_share_ * std::min<double>(budget, static_cast<double>(order.size())));
+    const auto recent = static_cast<std::uint32_t>(
+        recent_share_ * std::min<double>(budget, static_cast<double>(order.size())));
     std::vector<TokenIndex> out = protected_order(order.size(), sinks_, recent);
     std::vector<bool> taken(order.size(), false);
     for (const TokenIndex t : out) taken[t] = true;
-    std::copy_if(order.begin(), order.end(), std::back_inserter(out), [&](TokenIndex t) { return !taken[t]; });
+    std::copy_if(order.begin(), order.end(), std::back_inserter(out),
+                 [&](TokenIndex t) { return !taken[t]; });
     order = std::move(out);
   }
 
   /// critical around this very policy without its last stage.
   void make_staged(Resources& resources) {
     if (value_.kind != ValuePart::Kind::wo)
-      throw UserError("compose: select=two_stage weighs its second stage by the projected values, write value=wo");
+      throw UserError(
+          "compose: select=two_stage weighs its second stage by the projected values, write value=wo");
     const std::optional<StagesPart> stages = std::exchange(select_, std::nullopt);
     const ValuePart value = std::exchange(value_, ValuePart{});
     const std::string inner = canonical_spec(*this);
     select_ = stages;
     value_ = value;
     update_traits();  // printing left those of the inner policy behind
-    const std::string text = fmt::format("critical(score={},first={},epsilon={},safe={})", inner, stages->first,
-                                         value.epsilon, stages->safe);
+    const std::string text = fmt::format("critical(score={},first={},epsilon={},safe={})", inner,
+                                         stages->first, value.epsilon, stages->safe);
     staged_ = bind_policy(parse_specs(text).front());
     staged_->prepare(resources);
   }
@@ -220,7 +229,8 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
 
   QueryParts query() const {
     if (query_) return *query_;
-    return reads_queries(base_) ? QueryParts{{.kind = QueryPart::Kind::window, .count = kKvpressWindow}} : QueryParts{};
+    return reads_queries(base_) ? QueryParts{{.kind = QueryPart::Kind::window, .count = kKvpressWindow}}
+                                : QueryParts{};
   }
   std::vector<Reducer> reducers() const {
     if (reduce_) return *reduce_;

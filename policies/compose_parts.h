@@ -15,8 +15,8 @@ namespace kvsim {
 Base read_base(const SpecValue& value);
 SpecValue write_base(const Base& part);
 
-/// One source, or an ordered list of them; `none` is no source. All readers throw UserError naming the part and what it
-/// may be.
+/// One source, or an ordered list of them; `none` is no source. All readers throw UserError naming the part
+/// and what it may be.
 QueryParts read_query(const SpecValue& value);
 SpecValue write_query(const QueryParts& parts);
 

@@ -1,18 +1,18 @@
 // Lookahead Q-Cache: pseudo queries of a cheap first pass in the place of SnapKV's window.
 //
-// Wang et al., arXiv:2505.20334, after the authors' code (noforit/Lookahead_Q-Cache). A first pass evicts with SnapKV,
-// decodes a few pseudo tokens on the small cache and throws everything away but their queries; kvsim-record --lookahead
-// ran it on the model. Here the attention of those queries over the prompt keys alone is summed over the rows, joined
-// over the group, pooled, and ranked. laq protects nothing; laq_pp puts the last 8 prompt queries before the pseudo
-// queries and always keeps those 8 tokens.
+// Wang et al., arXiv:2505.20334, after the authors' code (noforit/Lookahead_Q-Cache). A first pass evicts
+// with SnapKV, decodes a few pseudo tokens on the small cache and throws everything away but their queries;
+// kvsim-record --lookahead ran it on the model. Here the attention of those queries over the prompt keys
+// alone is summed over the rows, joined over the group, pooled, and ranked. laq protects nothing; laq_pp puts
+// the last 8 prompt queries before the pseudo queries and always keeps those 8 tokens.
 //
-// mask=repo lays the authors' causal triangle over the newest prompt columns, where it does not belong: row i of R does
-// not see the newest R - 1 - i tokens. mask=causal lets pseudo queries see the whole prompt and window queries what
-// stands before them. The authors keep a set per query head (unit=query); the form with one set per KV head joins the
-// summed rows by their mean before the pooling.
+// mask=repo lays the authors' causal triangle over the newest prompt columns, where it does not belong: row i
+// of R does not see the newest R - 1 - i tokens. mask=causal lets pseudo queries see the whole prompt and
+// window queries what stands before them. The authors keep a set per query head (unit=query); the form with
+// one set per KV head joins the summed rows by their mean before the pooling.
 //
-// Without a name every budget takes the pass of the nearest capacity not above it, or the smallest there is, as the
-// authors set the first pass's capacity to the budget; lookahead=snapkv-256 names one for all budgets.
+// Without a name every budget takes the pass of the nearest capacity not above it, or the smallest there is,
+// as the authors set the first pass's capacity to the budget; lookahead=snapkv-256 names one for all budgets.
 #include <array>
 #include <limits>
 
@@ -22,14 +22,13 @@
 namespace kvsim {
 namespace {
 
-constexpr PolicyTraits kLaq{
-    .name = "laq",
-    .summary = "attention of pseudo queries that a cheap first pass decoded",
-    .reference = "arXiv:2505.20334; noforit/Lookahead_Q-Cache (LAQ)",
-    .accounting = "budget tokens per unit; nothing is protected",
-    .nested = false,
-    .windowed = true,
-    .order_by_budget = true};
+constexpr PolicyTraits kLaq{.name = "laq",
+                            .summary = "attention of pseudo queries that a cheap first pass decoded",
+                            .reference = "arXiv:2505.20334; noforit/Lookahead_Q-Cache (LAQ)",
+                            .accounting = "budget tokens per unit; nothing is protected",
+                            .nested = false,
+                            .windowed = true,
+                            .order_by_budget = true};
 constexpr PolicyTraits kLaqPlus{
     .name = "laq_pp",
     .summary = "attention of the prompt's last queries and pseudo queries together",
@@ -55,7 +54,8 @@ struct Laq : RecipePolicy {
   const PolicyTraits& traits() const override { return traits_; }
   void fields(FieldVisitor& f) override {
     f.text("lookahead", lookahead_, "first pass, e.g. snapkv-256; \"\" = the one that suits each budget");
-    f.number("length", length_, shortest(), std::numeric_limits<std::uint32_t>::max(), "pseudo queries, from the first on");
+    f.number("length", length_, shortest(), std::numeric_limits<std::uint32_t>::max(),
+             "pseudo queries, from the first on");
     f.choice("mask", mask_, kMasks, "what rows see: all that they may, or as the authors' code has it");
     f.number("kernel", kernel_, 1, 4095, "tokens that a score is pooled over, odd");
     f.choice("pool", pool_, kPools, "how neighbours are pooled");
@@ -73,8 +73,10 @@ struct Laq : RecipePolicy {
     Recipe recipe;
     if (window_ > 0) recipe.query.push_back({.kind = QueryPart::Kind::window, .count = window_});
     if (length_ > 0)
-      recipe.query.push_back(
-          {.kind = QueryPart::Kind::lookahead, .count = length_, .pass = {lookahead_}, .repo_mask = mask_ == 1});
+      recipe.query.push_back({.kind = QueryPart::Kind::lookahead,
+                              .count = length_,
+                              .pass = {lookahead_},
+                              .repo_mask = mask_ == 1});
     recipe.base = Base::attention;
     recipe.reduce = {fold_step(Fold::sum), group_step(Group::mean), pool_step(pool_ == 1, kernel_)};
     recipe.recent = window_;
@@ -93,7 +95,8 @@ struct LaqPlus final : Laq {
   }
   void fields(FieldVisitor& f) override {
     Laq::fields(f);
-    f.number("window", window_, 1, std::numeric_limits<std::uint32_t>::max(), "last prompt queries that vote too, always kept");
+    f.number("window", window_, 1, std::numeric_limits<std::uint32_t>::max(),
+             "last prompt queries that vote too, always kept");
   }
 
  private:

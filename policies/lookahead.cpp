@@ -19,7 +19,8 @@ std::string_view method_of(std::string_view name) {
   const std::size_t dash = name.rfind('-');
   if (dash == std::string_view::npos || dash + 1 == name.size()) return name;
   const auto digits = name.substr(dash + 1);
-  const bool capacity = std::all_of(digits.begin(), digits.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
+  const bool capacity =
+      std::all_of(digits.begin(), digits.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
   return capacity ? name.substr(0, dash) : name;
 }
 
@@ -55,22 +56,27 @@ bool PassChoice::by_budget() const { return method_of(name) == name && name != "
 std::vector<LookaheadPass> PassChoice::candidates(const LayerGeometry& layer) const {
   const std::vector<LookaheadPass>& all = layer.lookaheads;
   if (all.empty())
-    throw UserError("the trace holds no first pass, record with kvsim-record --lookahead 8 --lookahead-budget 128");
+    throw UserError(
+        "the trace holds no first pass, record with kvsim-record --lookahead 8 --lookahead-budget 128");
   const auto taken = [&](const auto& wanted) {
     std::vector<LookaheadPass> out;
     std::copy_if(all.begin(), all.end(), std::back_inserter(out), wanted);
-    std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.capacity < b.capacity; });
+    std::stable_sort(out.begin(), out.end(),
+                     [](const auto& a, const auto& b) { return a.capacity < b.capacity; });
     return out;
   };
   if (name.empty()) {
-    std::vector<LookaheadPass> paper = taken([](const LookaheadPass& p) { return method_of(p.name) == kPaperMethod; });
+    std::vector<LookaheadPass> paper =
+        taken([](const LookaheadPass& p) { return method_of(p.name) == kPaperMethod; });
     return paper.empty() ? taken([](const LookaheadPass&) { return true; }) : paper;
   }
   std::vector<LookaheadPass> exact = taken([&](const LookaheadPass& p) { return p.name == name; });
   if (exact.empty()) exact = taken([&](const LookaheadPass& p) { return method_of(p.name) == name; });
   if (exact.empty())
-    throw UserError("the trace holds no first pass '{}', it has {}; choose one of them or record it with kvsim-record "
-                    "--lookahead-policy and --lookahead-budget", name, names_of(all));
+    throw UserError(
+        "the trace holds no first pass '{}', it has {}; choose one of them or record it with kvsim-record "
+        "--lookahead-policy and --lookahead-budget",
+        name, names_of(all));
   return exact;
 }
 
@@ -88,7 +94,8 @@ std::size_t pass_index(const PassChoice& choice, const LayerGeometry& layer, std
 }
 
 void join_passes(LayerScores& scores, const std::function<void(LayerScores&)>& join) {
-  const std::size_t further = scores.units.empty() ? 0 : static_cast<std::size_t>(scores.units[0].extra.at(0));
+  const std::size_t further =
+      scores.units.empty() ? 0 : static_cast<std::size_t>(scores.units[0].extra.at(0));
   for (std::size_t pass = 1; pass <= further; ++pass) {
     LayerScores one = scores_of_pass(scores, pass);
     join(one);
@@ -108,21 +115,27 @@ LayerRanking ranking_of_pass(const Policy& policy, const LayerGeometry& layer, c
 
 void check_length(std::string_view policy, const LookaheadPass& pass, std::uint32_t length) {
   if (length <= pass.queries) return;
-  throw UserError("{}: length={} but the first pass {} holds {} pseudo queries: choose length={} or record with "
-                  "kvsim-record --lookahead {}", policy, length, pass.name, pass.queries, pass.queries, length);
+  throw UserError(
+      "{}: length={} but the first pass {} holds {} pseudo queries: choose length={} or record with "
+      "kvsim-record --lookahead {}",
+      policy, length, pass.name, pass.queries, pass.queries, length);
 }
 
 LayerRanking ranking_at(const Policy& policy, const LayerGeometry& layer, const LayerRanking& ranking,
                         std::uint32_t budget) {
-  if (const auto* reader = dynamic_cast<const ReadsLookahead*>(&policy)) return reader->ranking_at(layer, ranking, budget);
-  if (const auto* wrapper = dynamic_cast<const ScoreWrapper*>(&policy); wrapper != nullptr && wrapper->inner() != nullptr)
+  if (const auto* reader = dynamic_cast<const ReadsLookahead*>(&policy))
+    return reader->ranking_at(layer, ranking, budget);
+  if (const auto* wrapper = dynamic_cast<const ScoreWrapper*>(&policy);
+      wrapper != nullptr && wrapper->inner() != nullptr)
     return kvsim::ranking_at(*wrapper->inner(), layer, ranking, budget);
   return ranking;
 }
 
 std::string lookahead_pass_at(const Policy& policy, const LayerGeometry& layer, std::uint32_t budget) {
-  if (const auto* reader = dynamic_cast<const ReadsLookahead*>(&policy)) return reader->pass_at(layer, budget);
-  if (const auto* wrapper = dynamic_cast<const ScoreWrapper*>(&policy); wrapper != nullptr && wrapper->inner() != nullptr)
+  if (const auto* reader = dynamic_cast<const ReadsLookahead*>(&policy))
+    return reader->pass_at(layer, budget);
+  if (const auto* wrapper = dynamic_cast<const ScoreWrapper*>(&policy);
+      wrapper != nullptr && wrapper->inner() != nullptr)
     return lookahead_pass_at(*wrapper->inner(), layer, budget);
   return {};
 }

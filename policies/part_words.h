@@ -1,4 +1,5 @@
-// Parts as text: a table of words per kind of part, each with its parameters; read, written and explained alike.
+// Parts as text: a table of words per kind of part, each with its parameters; read, written and explained
+// alike.
 #pragma once
 
 #include <fmt/format.h>
@@ -49,7 +50,11 @@ template <typename Part>
 std::string expected(std::span<const PartWord<Part>> table) {
   std::string out;
   for (std::size_t i = 0; i < table.size(); ++i)
-    out += fmt::format("{}{}", i == 0 ? "" : i + 1 == table.size() ? " or " : ", ", text_of(table[i], table[i].start));
+    out += fmt::format("{}{}",
+                       i == 0                  ? ""
+                       : i + 1 == table.size() ? " or "
+                                               : ", ",
+                       text_of(table[i], table[i].start));
   return out;
 }
 
@@ -71,7 +76,8 @@ Part read_part(std::string_view key, const SpecValue& value, std::span<const Par
     bind_fields(value, part_words::visit(word, part));
     return part;
   }
-  throw UserError("compose: {}={} does not fit, expected {}", key, to_text(value), part_words::expected(table));
+  throw UserError("compose: {}={} does not fit, expected {}", key, to_text(value),
+                  part_words::expected(table));
 }
 
 template <typename Part>

@@ -35,23 +35,25 @@ using Line = std::optional<std::string>;
 using Writer = std::function<Line(const Parameters&)>;
 
 std::string window_parts(const Parameters& p) {
-  return fmt::format("query=window({}),base=attention,reduce=[mean,{}({}),group({})],recent={},unit={}", p["window"],
-                     p["pool"], p["kernel"], p["group"], p["window"], p["unit"]);
+  return fmt::format("query=window({}),base=attention,reduce=[mean,{}({}),group({})],recent={},unit={}",
+                     p["window"], p["pool"], p["kernel"], p["group"], p["window"], p["unit"]);
 }
 
 Line snapkv(const Parameters& p) { return fmt::format("compose({})", window_parts(p)); }
 Line pyramidkv(const Parameters& p) {
-  return fmt::format("compose({},layers=pyramid(beta={},form={},total={}))", window_parts(p), p["beta"], p["form"], p["total"]);
+  return fmt::format("compose({},layers=pyramid(beta={},form={},total={}))", window_parts(p), p["beta"],
+                     p["form"], p["total"]);
 }
 Line tova(const Parameters&) {
   return "compose(query=current,base=attention,reduce=[mean,group(mean)],recent=1,unit=layer)";
 }
 Line h2o(const Parameters& p) {
-  return fmt::format("compose(query=all,base=attention,reduce=[sum,group({})],recent={},unit={})", p["group"], p["recent"],
-                     p["unit"]);
+  return fmt::format("compose(query=all,base=attention,reduce=[sum,group({})],recent={},unit={})", p["group"],
+                     p["recent"], p["unit"]);
 }
 Line observed_attention(const Parameters& p) {
-  return fmt::format("compose(query=all,base=attention,reduce=[visible,group({})],unit={})", p["group"], p["unit"]);
+  return fmt::format("compose(query=all,base=attention,reduce=[visible,group({})],unit={})", p["group"],
+                     p["unit"]);
 }
 Line knorm(const Parameters&) { return "compose(base=knorm)"; }
 Line keydiff(const Parameters&) { return "compose(base=keydiff)"; }
@@ -69,32 +71,39 @@ Line laq(const Parameters& p) {
 Line laq_pp(const Parameters& p) {
   const std::string window = fmt::format("window({})", p["window"]);
   const std::string query = p["length"] == "0" ? window : fmt::format("[{},{}]", window, pseudo(p));
-  return fmt::format("compose(query={},{},recent={},unit={})", query, pseudo_reduce(p), p["window"], p["unit"]);
+  return fmt::format("compose(query={},{},recent={},unit={})", query, pseudo_reduce(p), p["window"],
+                     p["unit"]);
 }
 
 Line vatp(const Parameters& p) {
-  if (p["recent"] != "0" && p["recent_share"] != "0") return std::nullopt;  // two kinds of recents, ranked by position
+  if (p["recent"] != "0" && p["recent_share"] != "0")
+    return std::nullopt;  // two kinds of recents, ranked by position
   const bool sums = p["base"] == "h2o";
-  return fmt::format("compose(query={},base=attention,reduce=[{},group({})],value={},sinks={},recent={},recent_share={},unit={})",
-                     sums ? "all" : fmt::format("window({})", p["window"]), sums ? "sum" : "mean", p["group"], p["norm"],
-                     p["sinks"], p["recent"], p["recent_share"], p["unit"]);
+  return fmt::format(
+      "compose(query={},base=attention,reduce=[{},group({})],value={},sinks={},recent={},recent_share={},"
+      "unit={})",
+      sums ? "all" : fmt::format("window({})", p["window"]), sums ? "sum" : "mean", p["group"], p["norm"],
+      p["sinks"], p["recent"], p["recent_share"], p["unit"]);
 }
 Line scissorhands(const Parameters& p) {
   const bool counts = p["form"] == "count";
-  return fmt::format("compose(query=window({}),base={},reduce=[{},group({})],sinks={},recent={},unit={})", p["window"],
-                     counts ? "indicator(below)" : "attention", counts ? "count,minus" : "mean", p["group"], p["sinks"],
-                     p["recent"], p["unit"]);
+  return fmt::format("compose(query=window({}),base={},reduce=[{},group({})],sinks={},recent={},unit={})",
+                     p["window"], counts ? "indicator(below)" : "attention", counts ? "count,minus" : "mean",
+                     p["group"], p["sinks"], p["recent"], p["unit"]);
 }
 Line obcache(const Parameters& p) {
   if (p["p"] != "2" || p["vnorm"] != "true") return std::nullopt;  // plain attention, weighed or not
   const bool tova = p["base"] == "tova";
-  const std::string query = tova ? "current" : p["rows"] == "all" ? "all" : fmt::format("window({})", p["recent"]);
+  const std::string query = tova                 ? "current"
+                            : p["rows"] == "all" ? "all"
+                                                 : fmt::format("window({})", p["recent"]);
   const std::string pool = p["base"] == "snapkv" ? fmt::format("{}({}),", p["pool"], p["kernel"]) : "";
-  return fmt::format("compose(query={},base=obd({}),reduce=[sum,{}group({})],sinks={},recent={},unit={})", query, p["form"],
-                     pool, p["group"], p["sinks"], tova ? "0" : p["recent"], p["unit"]);
+  return fmt::format("compose(query={},base=obd({}),reduce=[sum,{}group({})],sinks={},recent={},unit={})",
+                     query, p["form"], pool, p["group"], p["sinks"], tova ? "0" : p["recent"], p["unit"]);
 }
 
-/// The parts of the policy under score with `more` added, or score= itself where it has none or holds such a part.
+/// The parts of the policy under score with `more` added, or score= itself where it has none or holds such a
+/// part.
 std::string with_parts(const Parameters& p, std::string_view more, std::string_view part) {
   const std::unique_ptr<Policy> inner = p.score();
   const Line line = inner && inner->unit() != Unit::layer ? preset_line(*inner) : std::nullopt;
@@ -103,19 +112,24 @@ std::string with_parts(const Parameters& p, std::string_view more, std::string_v
   return fmt::format("{},{})", line->substr(0, line->size() - 1), more);
 }
 Line ada(const Parameters& p) {
-  return with_parts(p, fmt::format("heads=ada(alpha={},form={},total={})", p["alpha"], p["form"], p["total"]), "heads=");
+  return with_parts(p, fmt::format("heads=ada(alpha={},form={},total={})", p["alpha"], p["form"], p["total"]),
+                    "heads=");
 }
 Line critical(const Parameters& p) {
-  return with_parts(p, fmt::format("value=wo({}),select=two_stage(first={},safe={})", p["epsilon"], p["first"], p["safe"]),
-                    "value=");
+  return with_parts(
+      p, fmt::format("value=wo({}),select=two_stage(first={},safe={})", p["epsilon"], p["first"], p["safe"]),
+      "value=");
 }
 Line caote_form(const Parameters& p, std::string_view value) {
   const std::unique_ptr<Policy> inner = p.score();
   if (!inner) return std::nullopt;
-  if (inner->unit() != Unit::query || p["join"] == "none") return fmt::format("compose(score={},value={})", p["score"], value);
+  if (inner->unit() != Unit::query || p["join"] == "none")
+    return fmt::format("compose(score={},value={})", p["score"], value);
   const Parameters in(*inner);
-  if (inner->traits().name != "h2o") return std::nullopt;  // joined behind the pooling: no order of parts says that
-  return fmt::format("compose(query=all,base=attention,reduce=[sum,value({}),group(mean)],recent={})", value, in["recent"]);
+  if (inner->traits().name != "h2o")
+    return std::nullopt;  // joined behind the pooling: no order of parts says that
+  return fmt::format("compose(query=all,base=attention,reduce=[sum,value({}),group(mean)],recent={})", value,
+                     in["recent"]);
 }
 
 const std::map<std::string_view, Writer>& writers() {

@@ -9,8 +9,8 @@
 
 namespace kvsim {
 
-/// The compose(...) line that gives the same results to the last bit, with this policy's parameters; nothing where the
-/// policy does not decompose.
+/// The compose(...) line that gives the same results to the last bit, with this policy's parameters; nothing
+/// where the policy does not decompose.
 std::optional<std::string> preset_line(const Policy& policy);
 
 /// Names of the policies that have one, at least for their defaults.

@@ -26,7 +26,8 @@ Need own_needs(const QueryPart& part) {
     case Kind::current:
       return Need::window_queries;
     case Kind::proxy:
-      return (part.count > 0 ? Need::window_queries : Need::none) | (part.first > 0 ? Need::all_queries : Need::none);
+      return (part.count > 0 ? Need::window_queries : Need::none) |
+             (part.first > 0 ? Need::all_queries : Need::none);
     case Kind::lookahead:
       return Need::lookahead;
     case Kind::oracle:
@@ -62,12 +63,13 @@ bool guesses_queries(const QueryParts& parts) {
 }
 
 bool reads_future(const QueryParts& parts) {
-  return std::any_of(parts.begin(), parts.end(), [](const QueryPart& part) { return part.kind == Kind::oracle; });
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const QueryPart& part) { return part.kind == Kind::oracle; });
 }
 
 const QueryPart* lookahead_part(const QueryParts& parts) {
-  const auto found =
-      std::find_if(parts.begin(), parts.end(), [](const QueryPart& part) { return part.kind == Kind::lookahead; });
+  const auto found = std::find_if(parts.begin(), parts.end(),
+                                  [](const QueryPart& part) { return part.kind == Kind::lookahead; });
   return found == parts.end() ? nullptr : &*found;
 }
 
@@ -82,12 +84,15 @@ void check_query(std::string_view policy, const QueryParts& parts) {
     if (part.kind == Kind::proxy && part.first + part.count == 0)
       throw UserError("{}: proxy needs some queries, e.g. proxy(first=0,last=16)", policy);
   }
-  const auto windows = std::count_if(parts.begin(), parts.end(), [](const QueryPart& p) { return own_window(p) > 0; });
+  const auto windows =
+      std::count_if(parts.begin(), parts.end(), [](const QueryPart& p) { return own_window(p) > 0; });
   if (windows > 1)
-    throw UserError("{}: window, current and proxy overlap at the end of the prompt, name one of them in query", policy);
+    throw UserError(
+        "{}: window, current and proxy overlap at the end of the prompt, name one of them in query", policy);
   const QueryPart* pseudo = lookahead_part(parts);
   if (pseudo != nullptr && pseudo->repo_mask && pseudo != &parts.back())
-    throw UserError("{}: mask=repo is made for pseudo queries behind a window, put lookahead last in query", policy);
+    throw UserError("{}: mask=repo is made for pseudo queries behind a window, put lookahead last in query",
+                    policy);
 }
 
 void check_query(std::string_view policy, const QueryParts& parts, const LayerGeometry& layer) {
@@ -95,14 +100,15 @@ void check_query(std::string_view policy, const QueryParts& parts, const LayerGe
   for (const QueryPart& part : parts) {
     const std::uint32_t window = own_window(part);
     if (window > 0 && layer.prompt <= window) {
-      throw UserError("{}(window={}) needs a prompt of more than {} tokens, this one has {}", policy, window, window,
-                      layer.prompt);
+      throw UserError("{}(window={}) needs a prompt of more than {} tokens, this one has {}", policy, window,
+                      window, layer.prompt);
     }
     if (part.kind == Kind::proxy && layer.prompt < part.first + part.count)
-      throw UserError("{}: proxy(first={},last={}) needs as many prompt tokens, this one has {}", policy, part.first,
-                      part.count, layer.prompt);
+      throw UserError("{}: proxy(first={},last={}) needs as many prompt tokens, this one has {}", policy,
+                      part.first, part.count, layer.prompt);
     if (part.kind == Kind::oracle && part.count > layer.decode)
-      throw UserError("{}: oracle({}) but {} tokens were decoded, choose fewer", policy, part.count, layer.decode);
+      throw UserError("{}: oracle({}) but {} tokens were decoded, choose fewer", policy, part.count,
+                      layer.decode);
     if (part.kind == Kind::lookahead) {
       for (const LookaheadPass& pass : part.pass.candidates(layer)) check_length(policy, pass, part.count);
     }
@@ -117,11 +123,13 @@ std::vector<QueryRows> query_rows(const QueryParts& parts, const std::string& pa
   std::vector<QueryRows> out;
   for (const QueryPart& part : parts) {
     KVSIM_CHECK(part.kind != Kind::all, "all prompt queries are no set of rows");
-    if (part.kind == Kind::proxy && part.first > 0) out.push_back({.source = Source::prompt, .first = 0, .count = part.first});
+    if (part.kind == Kind::proxy && part.first > 0)
+      out.push_back({.source = Source::prompt, .first = 0, .count = part.first});
     if (const std::uint32_t window = own_window(part); window > 0)
       out.push_back({.source = Source::window, .count = window, .behind = behind});
     if (part.kind == Kind::lookahead)
-      out.push_back({.source = Source::lookahead, .count = part.count, .staircase = part.repo_mask, .pass = pass});
+      out.push_back(
+          {.source = Source::lookahead, .count = part.count, .staircase = part.repo_mask, .pass = pass});
     if (part.kind == Kind::oracle) out.push_back({.source = Source::oracle, .count = part.count});
   }
   return out;

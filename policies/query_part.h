@@ -1,4 +1,5 @@
-// Whose attention a score looks at: the query sources of compose and of the presets (reference, section 7.1, C1).
+// Whose attention a score looks at: the query sources of compose and of the presets (reference, section 7.1,
+// C1).
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,9 @@ struct QueryPart {
   std::uint32_t count = 64;
   std::uint32_t first = 0;
   PassChoice pass = {};
-  /// lookahead: every row sees the whole prompt (causal), or the triangle that the authors' code lays over the newest
-  /// prompt columns (repo): row i of R does not see the newest R - 1 - i, windows before it included.
+  /// lookahead: every row sees the whole prompt (causal), or the triangle that the authors' code lays over
+  /// the newest prompt columns (repo): row i of R does not see the newest R - 1 - i, windows before it
+  /// included.
   bool repo_mask = false;
 };
 
@@ -50,7 +52,8 @@ void check_query(std::string_view policy, const QueryParts& parts, const LayerGe
 std::vector<QueryRows> query_rows(const QueryParts& parts, const std::string& pass);
 /// The same as a word of a key for HeadFeatures::shared.
 std::string rows_key(const QueryRows& rows);
-/// First key that row `i` of `n` does not see because it stands behind it; decoded keys count for true decode queries.
+/// First key that row `i` of `n` does not see because it stands behind it; decoded keys count for true decode
+/// queries.
 std::size_t visible_end(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer);
 /// How many keys the row sees.
 std::size_t visible_keys(const QueryRows& rows, std::size_t i, std::size_t n, const LayerGeometry& layer);

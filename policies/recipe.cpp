@@ -45,7 +45,8 @@ Row obd_row(const Recipe& recipe, const HeadFeatures& head, const std::string& p
   if (recipe.query.front().kind == QueryPart::Kind::all) {
     parts.push_back(obd_sums(head, h, outputs));
   } else {
-    for (const QueryRows& rows : query_rows(recipe.query, pass)) parts.push_back(obd_sums(head, rows, h, outputs));
+    for (const QueryRows& rows : query_rows(recipe.query, pass))
+      parts.push_back(obd_sums(head, rows, h, outputs));
   }
   const Row norms = row_norms(head.values(), ValueNorm::l2);
   Row out(norms.size(), 0.0);
@@ -65,7 +66,8 @@ Rows base_rows(const Recipe& recipe, const HeadFeatures& head, const std::string
   Rows rows;
   if (reads_pairs(recipe.base)) {
     const RowFold fold = row_fold(recipe, pass);
-    for (std::size_t h = 0; h < (fold.logit_max ? 1 : layer.group); ++h) rows.push_back(widened(folded_row(head, fold, h)));
+    for (std::size_t h = 0; h < (fold.logit_max ? 1 : layer.group); ++h)
+      rows.push_back(widened(folded_row(head, fold, h)));
     return rows;
   }
   if (reads_outputs(recipe.base)) {
@@ -76,7 +78,8 @@ Rows base_rows(const Recipe& recipe, const HeadFeatures& head, const std::string
   if (recipe.base == Base::keydiff) return {key_difference_scores(head.keys())};
   KVSIM_CHECK(recipe.base == Base::position, "unknown base of a score");
   rows.emplace_back(layer.prompt);
-  for (std::size_t t = 0; t < layer.prompt; ++t) rows[0][t] = static_cast<double>(t) / static_cast<double>(layer.prompt);
+  for (std::size_t t = 0; t < layer.prompt; ++t)
+    rows[0][t] = static_cast<double>(t) / static_cast<double>(layer.prompt);
   return rows;
 }
 
@@ -87,8 +90,8 @@ void normalise(Row& row) {
     for (double& x : row) x /= sum;
 }
 
-void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head, std::span<const TokenIndex> guarded,
-           Rows& rows) {
+void apply(const Reducer& step, const Recipe& recipe, const HeadFeatures& head,
+           std::span<const TokenIndex> guarded, Rows& rows) {
   switch (step.kind) {
     case Kind::softmax:
     case Kind::fold:
@@ -185,7 +188,8 @@ Recipe window_recipe(std::uint32_t window, std::size_t pool, std::uint32_t kerne
   Recipe recipe;
   recipe.query = {{.kind = QueryPart::Kind::window, .count = window}};
   recipe.base = Base::attention;
-  recipe.reduce = {fold_step(Fold::mean), pool_step(pool == 0, kernel), group_step(static_cast<Group>(group))};
+  recipe.reduce = {fold_step(Fold::mean), pool_step(pool == 0, kernel),
+                   group_step(static_cast<Group>(group))};
   recipe.recent = window;
   recipe.unit = unit == 0 ? Unit::kv : Unit::query;
   return recipe;

@@ -42,8 +42,9 @@ inline constexpr std::array<std::string_view, 4> kGroupChoices{"mean", "max", "s
 inline constexpr std::array<std::string_view, 2> kPoolChoices{"avg", "max"};
 inline constexpr std::array<std::string_view, 2> kUnitChoices{"kv", "query"};
 
-/// One step of the ordered list that turns queries into a score (C3 to C7, C9). First what changes single (query, key)
-/// pairs, then exactly one step over the queries, then any steps on what is one number per token and query head.
+/// One step of the ordered list that turns queries into a score (C3 to C7, C9). First what changes single
+/// (query, key) pairs, then exactly one step over the queries, then any steps on what is one number per token
+/// and query head.
 struct Reducer {
   enum class Kind : std::uint8_t {
     softmax,  // pairs: softmax over the tokens older than the protected recent ones, or over all
@@ -57,10 +58,10 @@ struct Reducer {
   };
   Kind kind = Kind::fold;
   Fold fold = Fold::mean;
-  double gamma = 200;        // of Fold::meanvar
-  std::uint32_t width = 1;   // of a pooling, odd
+  double gamma = 200;       // of Fold::meanvar
+  std::uint32_t width = 1;  // of a pooling, odd
   Group group = Group::mean;
-  bool older = false;        // of softmax
+  bool older = false;  // of softmax
   ValuePart value = {};
 };
 
@@ -74,8 +75,9 @@ inline Reducer group_step(Group group) { return {.kind = Reducer::Kind::group, .
 struct Recipe {
   QueryParts query;
   Base base = Base::position;
-  std::vector<Reducer> reduce;  // in this order; joins of the group are left out where the unit is a query head
-  ValuePart value;              // after all of them
+  std::vector<Reducer>
+      reduce;       // in this order; joins of the group are left out where the unit is a query head
+  ValuePart value;  // after all of them
   std::optional<RedundancyPart> redundancy;  // last of all
   std::uint32_t sinks = 0;
   std::uint32_t recent = 0;
@@ -91,8 +93,8 @@ struct Recipe {
   /// Throws UserError, naming `policy`, where such a layer cannot be scored.
   void check(std::string_view policy, const LayerGeometry& layer) const { check_query(policy, query, layer); }
   /// Fills `out` as Policy::score does. The last `recent` tokens are cut off before any pooling, as kvpress
-  /// does, and left to lift_protected. With by_budget(), the scores of all passes that a budget of the run takes stand
-  /// in UnitScores::extra, ascending in capacity, and the first of them in `score`.
+  /// does, and left to lift_protected. With by_budget(), the scores of all passes that a budget of the run
+  /// takes stand in UnitScores::extra, ascending in capacity, and the first of them in `score`.
   void score(const HeadFeatures& head, std::string_view policy, std::span<UnitScores> out) const;
 };
 

@@ -8,8 +8,10 @@ void join_recipe(const Recipe& recipe, LayerScores& scores) {
     if (recipe.unit == Unit::layer) share_over_layer(one);
     lift_protected(one);
   };
-  if (recipe.by_budget()) join_passes(scores, join);
-  else join(scores);
+  if (recipe.by_budget())
+    join_passes(scores, join);
+  else
+    join(scores);
 }
 
 std::string recipe_pass(const Recipe& recipe, const LayerGeometry& layer, std::uint32_t budget) {
@@ -19,7 +21,8 @@ std::string recipe_pass(const Recipe& recipe, const LayerGeometry& layer, std::u
 
 LayerRanking recipe_ranking(const Policy& policy, const Recipe& recipe, const LayerGeometry& layer,
                             const LayerRanking& ranking, std::uint32_t budget) {
-  const std::size_t pass = recipe.by_budget() ? pass_index(lookahead_part(recipe.query)->pass, layer, budget) : 0;
+  const std::size_t pass =
+      recipe.by_budget() ? pass_index(lookahead_part(recipe.query)->pass, layer, budget) : 0;
   return ranking_of_pass(policy, layer, ranking, pass);
 }
 

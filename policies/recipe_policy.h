@@ -8,7 +8,8 @@
 
 namespace kvsim {
 
-/// What a preset of parts does; the policy itself gives traits, parameters and the recipe that they stand for.
+/// What a preset of parts does; the policy itself gives traits, parameters and the recipe that they stand
+/// for.
 class RecipePolicy : public Policy, public ReadsLookahead {
  public:
   virtual Recipe recipe() const = 0;
@@ -25,10 +26,12 @@ class RecipePolicy : public Policy, public ReadsLookahead {
   void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
                std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const override;
   std::string pass_at(const LayerGeometry& layer, std::uint32_t budget) const override;
-  LayerRanking ranking_at(const LayerGeometry& layer, const LayerRanking& ranking, std::uint32_t budget) const override;
+  LayerRanking ranking_at(const LayerGeometry& layer, const LayerRanking& ranking,
+                          std::uint32_t budget) const override;
 };
 
-/// One order for all units where the layer owns the set, then protected tokens first, for the scores of every pass.
+/// One order for all units where the layer owns the set, then protected tokens first, for the scores of every
+/// pass.
 void join_recipe(const Recipe& recipe, LayerScores& scores);
 /// The pass whose scores a budget takes; empty without pseudo queries.
 std::string recipe_pass(const Recipe& recipe, const LayerGeometry& layer, std::uint32_t budget);

@@ -60,7 +60,8 @@ std::span<const float> key_redundancy(const HeadFeatures& head, double threshold
   });
 }
 
-void mix_redundancy(const RedundancyPart& part, const HeadFeatures& head, std::vector<std::vector<double>>& rows) {
+void mix_redundancy(const RedundancyPart& part, const HeadFeatures& head,
+                    std::vector<std::vector<double>>& rows) {
   const std::span<const float> redundancy = key_redundancy(head, part.threshold);
   for (std::vector<double>& row : rows)
     for (std::size_t t = 0; t < row.size(); ++t)

@@ -14,14 +14,15 @@ struct RedundancyPart {
   double threshold = 0.5;  // keys of a larger cosine repeat each other; the newest of them is spared
 };
 
-/// Redundancy of every key, [T]. Cosines of all keys among each other, 0 with itself; in every row the entry of the newest
-/// key above `threshold` is zeroed (of key 0 where none is, as in the authors' code); softmax over the tokens of the
-/// column means. O(T^2 d), memory O(T).
+/// Redundancy of every key, [T]. Cosines of all keys among each other, 0 with itself; in every row the entry
+/// of the newest key above `threshold` is zeroed (of key 0 where none is, as in the authors' code); softmax
+/// over the tokens of the column means. O(T^2 d), memory O(T).
 std::vector<double> key_redundancy(MatrixView<const float> keys, double threshold);
 /// The same of a prompt's keys, computed once for all variants.
 std::span<const float> key_redundancy(const HeadFeatures& head, double threshold);
 
 /// The mix, in place; tokens behind the end of a row are left out.
-void mix_redundancy(const RedundancyPart& part, const HeadFeatures& head, std::vector<std::vector<double>>& rows);
+void mix_redundancy(const RedundancyPart& part, const HeadFeatures& head,
+                    std::vector<std::vector<double>>& rows);
 
 }  // namespace kvsim

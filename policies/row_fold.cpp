@@ -83,8 +83,10 @@ Elements elements_of(const HeadFeatures& head, Pair pair, const QueryRows& rows,
     for (std::size_t t = 0; t < weight.rows; ++t) {
       const bool above = static_cast<double>(weight(t, i)) * keys >= 1.0;
       float& x = out.value[t * weight.cols + i];
-      if (pair == Pair::attention) x = weight(t, i);
-      else x = t >= end ? kUnseen : above == (pair == Pair::above) ? 1.0f : 0.0f;
+      if (pair == Pair::attention)
+        x = weight(t, i);
+      else
+        x = t >= end ? kUnseen : above == (pair == Pair::above) ? 1.0f : 0.0f;
     }
   }
   return out;
@@ -96,8 +98,10 @@ Elements all_elements(const HeadFeatures& head, const RowFold& fold, std::size_t
   for (const QueryRows& rows : query_rows(fold.query, fold.pass)) {
     if (fold.pair != Pair::logit) {
       Elements part = elements_of(head, fold.pair, rows, h);
-      if (out.rows == 0) out = std::move(part);
-      else append(out, tokens, part.rows, part.value);
+      if (out.rows == 0)
+        out = std::move(part);
+      else
+        append(out, tokens, part.rows, part.value);
     } else {
       const std::span<const float> part = shared_logits(head, rows, h);
       append(out, tokens, part.size() / tokens, part);
@@ -144,11 +148,13 @@ std::vector<float> fold_prompt(const HeadFeatures& head, const RowFold& fold, st
       for (std::size_t i = 0; i < tile.count; ++i) {
         const bool sees = t <= tile.first + i;
         const double a = static_cast<double>(tile.weights(t, i));
-        const std::size_t seen = head.geometry().sliding_window == 0
-                                     ? tile.first + i + 1
-                                     : std::min<std::size_t>(tile.first + i + 1, head.geometry().sliding_window);
+        const std::size_t seen =
+            head.geometry().sliding_window == 0
+                ? tile.first + i + 1
+                : std::min<std::size_t>(tile.first + i + 1, head.geometry().sliding_window);
         const bool above = a * static_cast<double>(seen) >= 1.0;
-        if (sees) tally[t].add(fold.pair == Pair::attention ? a : above == (fold.pair == Pair::above) ? 1.0 : 0.0);
+        if (sees)
+          tally[t].add(fold.pair == Pair::attention ? a : above == (fold.pair == Pair::above) ? 1.0 : 0.0);
       }
     }
   });
@@ -169,8 +175,9 @@ bool plain_window(const RowFold& fold) {
 }
 
 std::string key_of(const RowFold& fold) {
-  std::string key = fmt::format("fold:{}:{}:{}:{}:{}", static_cast<int>(fold.pair), static_cast<int>(fold.fold),
-                                fold.gamma, fold.logit_max ? 1 : 0, fold.softmax ? fmt::format("{}", fold.older) : "");
+  std::string key =
+      fmt::format("fold:{}:{}:{}:{}:{}", static_cast<int>(fold.pair), static_cast<int>(fold.fold), fold.gamma,
+                  fold.logit_max ? 1 : 0, fold.softmax ? fmt::format("{}", fold.older) : "");
   if (fold.query.front().kind == Kind::all) return key + ":all";
   for (const QueryRows& rows : query_rows(fold.query, fold.pass)) key += '|' + rows_key(rows);
   return key;
@@ -208,7 +215,8 @@ std::vector<float> compute(const HeadFeatures& head, const RowFold& fold, std::s
   for (std::size_t other = 0; fold.logit_max && other < head.geometry().group; ++other) {
     if (other == h) continue;
     const Elements next = all_elements(head, fold, other);
-    for (std::size_t i = 0; i < next.value.size(); ++i) elements.value[i] = std::max(elements.value[i], next.value[i]);
+    for (std::size_t i = 0; i < next.value.size(); ++i)
+      elements.value[i] = std::max(elements.value[i], next.value[i]);
   }
   const bool logits = fold.pair == Pair::logit;
   if (fold.softmax) softmax_before(elements, tokens - std::min<std::size_t>(tokens, fold.older), logits);
@@ -219,11 +227,13 @@ std::vector<float> compute(const HeadFeatures& head, const RowFold& fold, std::s
 
 Need fold_needs(const RowFold& fold) {
   Need needs = query_needs(fold.query);
-  if (!fold.query.empty() && fold.query.front().kind == Kind::all && !sums_of_prompt(fold)) needs = Need::all_queries;
+  if (!fold.query.empty() && fold.query.front().kind == Kind::all && !sums_of_prompt(fold))
+    needs = Need::all_queries;
   return fold.pair == Pair::logit ? needs | Need::keys : needs;
 }
 
-std::span<const float> shared_logits(const HeadFeatures& head, const QueryRows& rows, std::size_t query_head) {
+std::span<const float> shared_logits(const HeadFeatures& head, const QueryRows& rows,
+                                     std::size_t query_head) {
   return head.shared(fmt::format("logits:{}:{}", query_head, rows_key(rows)), [&] {
     const LayerGeometry& layer = head.geometry();
     const MatrixView<const float> keys = head.keys(), queries = head.queries(rows, query_head),
@@ -234,7 +244,8 @@ std::span<const float> shared_logits(const HeadFeatures& head, const QueryRows& 
         double dot = 0;
         for (std::size_t c = 0; c < keys.cols; ++c)
           dot += static_cast<double>(queries(i, c)) * static_cast<double>(keys(t, c));
-        out[t * queries.rows + i] = weight(t, i) > 0 ? static_cast<float>(dot * layer.softmax_scale) : kUnseen;
+        out[t * queries.rows + i] =
+            weight(t, i) > 0 ? static_cast<float>(dot * layer.softmax_scale) : kUnseen;
       }
     }
     return out;
@@ -242,7 +253,8 @@ std::span<const float> shared_logits(const HeadFeatures& head, const QueryRows& 
 }
 
 std::span<const float> folded_row(const HeadFeatures& head, const RowFold& fold, std::size_t query_head) {
-  if (plain_window(fold) && fold.fold == Fold::mean) return head.window_mean(query_window(fold.query), query_head);
+  if (plain_window(fold) && fold.fold == Fold::mean)
+    return head.window_mean(query_window(fold.query), query_head);
   if (fold.query.front().kind == Kind::all && fold.fold == Fold::visible && fold.pair == Pair::attention)
     return head.attention_mean_over_visible(query_head);
   if (sums_of_prompt(fold) && fold.fold == Fold::sum) return head.attention_sum(query_head);

@@ -26,10 +26,10 @@ enum class Fold : std::uint8_t {
   meanvar,  // mean + gamma * unbiased variance (CAKE)
   last,     // the newest row
   largest,
-  squares,  // sum of squares
+  squares,   // sum of squares
   variance,  // unbiased
-  count,    // sum of an indicator
-  visible   // sum over the queries divided by how many of them see the key; query=all only
+  count,     // sum of an indicator
+  visible    // sum over the queries divided by how many of them see the key; query=all only
 };
 
 /// Everything that the row of a query head is made of before pooling: the key under which it is shared.
@@ -38,9 +38,9 @@ struct RowFold {
   std::string pass;  // of the pseudo queries among them
   Pair pair = Pair::attention;
   Fold fold = Fold::mean;
-  double gamma = 0;               // of meanvar
-  bool logit_max = false;         // maximum of the logits over the group before anything else; one row for all heads
-  bool softmax = false;           // softmax again, over the tokens older than the newest `older` ones
+  double gamma = 0;        // of meanvar
+  bool logit_max = false;  // maximum of the logits over the group before anything else; one row for all heads
+  bool softmax = false;    // softmax again, over the tokens older than the newest `older` ones
   std::uint32_t older = 0;
 };
 
@@ -50,8 +50,8 @@ Need fold_needs(const RowFold& fold);
 /// The folded row of a query head of the group, [T], computed once for all variants.
 std::span<const float> folded_row(const HeadFeatures& head, const RowFold& fold, std::size_t query_head);
 
-/// Logits of a set of rows, token-major [T, rows], computed once: scaled, not soft-capped, -infinity where the row does
-/// not see the key.
+/// Logits of a set of rows, token-major [T, rows], computed once: scaled, not soft-capped, -infinity where
+/// the row does not see the key.
 std::span<const float> shared_logits(const HeadFeatures& head, const QueryRows& rows, std::size_t query_head);
 
 }  // namespace kvsim

@@ -20,7 +20,8 @@ namespace {
 using Kind = ValuePart::Kind;
 using Row = std::vector<double>;
 
-/// Norms of the values in double, computed once for all variants: shared results are floats, so each fills two of them.
+/// Norms of the values in double, computed once for all variants: shared results are floats, so each fills
+/// two of them.
 Row value_norms(const HeadFeatures& head, ValueNorm norm) {
   using Halves = std::array<float, 2>;
   const std::span<const float> halves = head.shared(fmt::format("|v|:{}", static_cast<int>(norm)), [&] {
@@ -30,7 +31,8 @@ Row value_norms(const HeadFeatures& head, ValueNorm norm) {
     return out;
   });
   Row out(halves.size() / 2);
-  for (std::size_t t = 0; t < out.size(); ++t) out[t] = std::bit_cast<double>(Halves{halves[2 * t], halves[2 * t + 1]});
+  for (std::size_t t = 0; t < out.size(); ++t)
+    out[t] = std::bit_cast<double>(Halves{halves[2 * t], halves[2 * t + 1]});
   return out;
 }
 
@@ -38,7 +40,8 @@ void multiply(Row& row, const Row& factor, double epsilon) {
   for (std::size_t t = 0; t < row.size(); ++t) row[t] = (row[t] + epsilon) * factor[t];
 }
 
-/// The norms that a row is weighed with: its query head's, or the mean over the group where the heads are joined.
+/// The norms that a row is weighed with: its query head's, or the mean over the group where the heads are
+/// joined.
 Row projected_norms_of(const HeadFeatures& head, std::size_t row, std::size_t rows) {
   std::vector<Row> norms;
   for (std::size_t h = 0; h < head.geometry().group; ++h) {
@@ -49,8 +52,8 @@ Row projected_norms_of(const HeadFeatures& head, std::size_t row, std::size_t ro
   return join_group(norms, Group::mean);
 }
 
-/// Change of the output when one token alone is evicted and the others are renormalised (arXiv:2504.14051). Scores are
-/// taken as they would be ranked, in float.
+/// Change of the output when one token alone is evicted and the others are renormalised (arXiv:2504.14051).
+/// Scores are taken as they would be ranked, in float.
 void output_change(Row& row, MatrixView<const float> values, std::span<const TokenIndex> guarded, bool fast) {
   std::vector<bool> stays(row.size(), false);
   for (const TokenIndex t : guarded)
@@ -59,7 +62,8 @@ void output_change(Row& row, MatrixView<const float> values, std::span<const Tok
   std::size_t free = 0;
   for (std::size_t t = 0; t < row.size(); ++t) {
     row[t] = stays[t] ? 0.0 : static_cast<double>(static_cast<float>(row[t]));
-    if (row[t] < 0) throw UserError("value=caote needs scores that are shares of attention, token {} has {}", t, row[t]);
+    if (row[t] < 0)
+      throw UserError("value=caote needs scores that are shares of attention, token {} has {}", t, row[t]);
     total += row[t];
     free += stays[t] ? 0 : 1;
   }

@@ -29,8 +29,8 @@ struct ValuePart {
 /// What it reads.
 Need value_needs(const ValuePart& part);
 
-/// Applies the part to rows[query head] of the group, or to one joined row; tokens behind the row's end play no part, and
-/// `guarded` ones take no share of the output (caote).
+/// Applies the part to rows[query head] of the group, or to one joined row; tokens behind the row's end play
+/// no part, and `guarded` ones take no share of the output (caote).
 void weigh_by_value(const ValuePart& part, const HeadFeatures& head, std::span<const TokenIndex> guarded,
                     std::vector<std::vector<double>>& rows);
 

@@ -12,7 +12,9 @@ namespace {
 
 class NoFiles final : public Resources {
  public:
-  const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no file {}", file); }
+  const ExternalArray& array(const std::string& file, const std::string&) override {
+    throw UserError("no file {}", file);
+  }
 };
 
 std::unique_ptr<Policy> policy_of(std::string_view spec) {
@@ -33,7 +35,8 @@ std::string refusal(std::string_view spec, const LayerGeometry* layer = nullptr)
 }
 
 /// A layer whose first passes hold queries of their own; `passes` = capacities.
-DenseLayer layer_with_passes(const std::vector<std::uint32_t>& passes, std::size_t prompt = 40, std::size_t length = 8) {
+DenseLayer layer_with_passes(const std::vector<std::uint32_t>& passes, std::size_t prompt = 40,
+                             std::size_t length = 8) {
   DenseLayer layer = random_layer(prompt, 2, 3, 5, 12);
   layer.geometry.lookaheads.clear();
   layer.lookahead.clear();
@@ -53,7 +56,8 @@ DenseLayer layer_with_passes(const std::vector<std::uint32_t>& passes, std::size
 }
 
 /// A head of width n whose keys are unit vectors, so that queries are logits.
-DenseLayer logit_layer(const std::vector<std::vector<double>>& window, const std::vector<std::vector<double>>& pseudo) {
+DenseLayer logit_layer(const std::vector<std::vector<double>>& window,
+                       const std::vector<std::vector<double>>& pseudo) {
   DenseLayer layer;
   LayerGeometry& g = layer.geometry;
   const std::size_t n = pseudo.front().size();
@@ -61,10 +65,10 @@ DenseLayer logit_layer(const std::vector<std::vector<double>>& window, const std
   g.value_dim = 1;
   g.recorded_layers = {0};
   g.lookaheads = {{"snapkv-2", 2, static_cast<std::uint32_t>(pseudo.size())}};
-  layer.fill(
-      [&](std::size_t, std::size_t t, std::size_t c) { return t + window.size() >= n ? window[t + window.size() - n][c] : 0.0; },
-      [](std::size_t, std::size_t t, std::size_t c) { return t == c ? 1.0 : 0.0; },
-      [](std::size_t, std::size_t, std::size_t) { return 1.0; });
+  layer.fill([&](std::size_t, std::size_t t,
+                 std::size_t c) { return t + window.size() >= n ? window[t + window.size() - n][c] : 0.0; },
+             [](std::size_t, std::size_t t, std::size_t c) { return t == c ? 1.0 : 0.0; },
+             [](std::size_t, std::size_t, std::size_t) { return 1.0; });
   layer.lookahead["snapkv-2"] = {pseudo};
   return layer;
 }
@@ -85,7 +89,8 @@ TEST(Laq, GoldenG2aWithAndWithoutTheAuthorsMask) {  // reference, 2.1 and Append
 
 TEST(LaqPlus, GoldenG2bWithAndWithoutTheAuthorsMask) {  // reference, 2.2 and Appendix A
   const DenseLayer layer = logit_layer({{2.5, 0, 0, 0, 4, 0}}, {{0, 0, 0, 0, 0, 0}, {0, 0, 2.2, 0, 0, 0}});
-  expect_scores("laq_pp(length=2,window=1,kernel=1,mask=repo)", layer, {1.073705, .337167, .909359, .337167, .271301});
+  expect_scores("laq_pp(length=2,window=1,kernel=1,mask=repo)", layer,
+                {1.073705, .337167, .909359, .337167, .271301});
   expect_scores("laq_pp(length=2,window=1,kernel=1)", layer, {.410084, .252096, .824289, .252096, 1.009339});
 }
 
@@ -103,8 +108,13 @@ TEST(Laq, LengthTakesTheFirstPseudoQueries) {
 TEST(Laq, TakesAtEveryBudgetThePassOfTheNearestCapacityNotAboveIt) {
   const LayerGeometry layer = layer_with_passes({8, 16, 32}).geometry;
   const PassChoice any{""};
-  for (const auto& [budget, name] : std::vector<std::pair<std::uint32_t, std::string>>{
-           {1, "snapkv-8"}, {8, "snapkv-8"}, {15, "snapkv-8"}, {16, "snapkv-16"}, {31, "snapkv-16"}, {32, "snapkv-32"}, {999, "snapkv-32"}}) {
+  for (const auto& [budget, name] : std::vector<std::pair<std::uint32_t, std::string>>{{1, "snapkv-8"},
+                                                                                       {8, "snapkv-8"},
+                                                                                       {15, "snapkv-8"},
+                                                                                       {16, "snapkv-16"},
+                                                                                       {31, "snapkv-16"},
+                                                                                       {32, "snapkv-32"},
+                                                                                       {999, "snapkv-32"}}) {
     EXPECT_EQ(any.at(layer, budget).name, name) << budget;
     EXPECT_EQ(lookahead_pass_at(*policy_of("laq"), layer, budget), name);
     EXPECT_EQ(lookahead_pass_at(*policy_of("ada(score=laq_pp)"), layer, budget), name);
@@ -127,9 +137,10 @@ TEST(Laq, PrefersThePapersFirstPassWhereSeveralMethodsWereRecorded) {
 
 TEST(Laq, OrdersEveryBudgetAsTheNamedPassDoes) {
   const DenseLayer layer = layer_with_passes({8, 16, 32});
-  for (const std::string form : {"laq(lookahead={}", "laq_pp(lookahead={},window=4", "laq(lookahead={},unit=query",
-                                 "ada(score=laq(lookahead={})", "compose(query=[window(4),lookahead(pass={})],unit=layer",
-                                 "compose(query=lookahead(pass={}),heads=ada(0.3)"}) {
+  for (const std::string form :
+       {"laq(lookahead={}", "laq_pp(lookahead={},window=4", "laq(lookahead={},unit=query",
+        "ada(score=laq(lookahead={})", "compose(query=[window(4),lookahead(pass={})],unit=layer",
+        "compose(query=lookahead(pass={}),heads=ada(0.3)"}) {
     const auto any = policy_of(fmt::format(fmt::runtime(form), "\"\"") + ")");
     EXPECT_TRUE(any->traits().order_by_budget);
     EXPECT_FALSE(any->traits().nested);
@@ -148,7 +159,8 @@ TEST(Laq, OrdersEveryBudgetAsTheNamedPassDoes) {
 
 TEST(LaqPlus, WithoutPseudoQueriesIsSnapKv) {  // reference, 7.5
   const DenseLayer layer = layer_with_passes({});
-  const auto plus = policy_of("laq_pp(length=0,unit=query)"), snap = policy_of("snapkv(window=8,kernel=7,pool=max,unit=query)");
+  const auto plus = policy_of("laq_pp(length=0,unit=query)"),
+             snap = policy_of("snapkv(window=8,kernel=7,pool=max,unit=query)");
   const LayerRanking left = rank_layer(*plus, layer.geometry, score_layer(*plus, layer));
   const LayerRanking right = rank_layer(*snap, layer.geometry, score_layer(*snap, layer));
   EXPECT_EQ(left.order, right.order);
@@ -158,7 +170,8 @@ TEST(LaqPlus, WithoutPseudoQueriesIsSnapKv) {  // reference, 7.5
 TEST(Laq, FedWithTheTrueDecodeQueriesIsTheOracle) {  // reference, 7.5: recall 1 against an oracle with T = 8
   DenseLayer layer = layer_with_passes({16});
   for (std::size_t h = 0; h < 6; ++h)
-    for (std::size_t i = 0; i < 8; ++i) layer.lookahead["snapkv-16"][h][i] = layer.q[h][layer.geometry.prompt + i];
+    for (std::size_t i = 0; i < 8; ++i)
+      layer.lookahead["snapkv-16"][h][i] = layer.q[h][layer.geometry.prompt + i];
   const auto policy = policy_of("laq(unit=query)");
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer));
   const std::size_t prompt = layer.geometry.prompt;
@@ -169,7 +182,8 @@ TEST(Laq, FedWithTheTrueDecodeQueriesIsTheOracle) {  // reference, 7.5: recall 1
       double total = 0;
       for (std::size_t t = 0; t < prompt; ++t) {
         double dot = 0;
-        for (std::size_t c = 0; c < layer.geometry.key_dim; ++c) dot += layer.q[h][prompt + i][c] * layer.k[h / 3][t][c];
+        for (std::size_t c = 0; c < layer.geometry.key_dim; ++c)
+          dot += layer.q[h][prompt + i][c] * layer.k[h / 3][t][c];
         total += weight[t] = std::exp(dot * layer.geometry.softmax_scale);
       }
       for (std::size_t t = 0; t < prompt; ++t) sum[t] += weight[t] / total;
@@ -191,11 +205,15 @@ TEST(Laq, FedWithTheTrueDecodeQueriesIsTheOracle) {  // reference, 7.5: recall 1
 TEST(Laq, RefusesPassesAndLengthsThatAreNotThere) {
   const LayerGeometry layer = layer_with_passes({16, 32}).geometry;
   EXPECT_EQ(refusal("laq", &layer), "accepted");
-  EXPECT_NE(refusal("laq(lookahead=snapkv-64)", &layer).find("it has snapkv-16, snapkv-32"), std::string::npos);
-  EXPECT_NE(refusal("compose(query=lookahead(snapkv-64))", &layer).find("it has snapkv-16, snapkv-32"), std::string::npos);
+  EXPECT_NE(refusal("laq(lookahead=snapkv-64)", &layer).find("it has snapkv-16, snapkv-32"),
+            std::string::npos);
+  EXPECT_NE(refusal("compose(query=lookahead(snapkv-64))", &layer).find("it has snapkv-16, snapkv-32"),
+            std::string::npos);
   EXPECT_NE(refusal("laq(length=9)", &layer).find("holds 8 pseudo queries"), std::string::npos);
-  EXPECT_NE(refusal("laq_pp(window=40)", &layer).find("needs a prompt of more than 40 tokens"), std::string::npos);
-  EXPECT_NE(refusal("laq_pp(window=39,mask=repo)", &layer).find("needs as many prompt tokens"), std::string::npos);
+  EXPECT_NE(refusal("laq_pp(window=40)", &layer).find("needs a prompt of more than 40 tokens"),
+            std::string::npos);
+  EXPECT_NE(refusal("laq_pp(window=39,mask=repo)", &layer).find("needs as many prompt tokens"),
+            std::string::npos);
   const LayerGeometry bare = layer_with_passes({}).geometry;
   EXPECT_NE(refusal("laq", &bare).find("--lookahead 8"), std::string::npos);
   EXPECT_NE(refusal("laq(kernel=4)").find("must be odd"), std::string::npos);

@@ -15,7 +15,9 @@ namespace {
 
 class NoFiles final : public Resources {
  public:
-  const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no file {}", file); }
+  const ExternalArray& array(const std::string& file, const std::string&) override {
+    throw UserError("no file {}", file);
+  }
 };
 
 std::unique_ptr<Policy> policy_of(std::string_view spec) {
@@ -65,10 +67,12 @@ std::vector<float> scores_of(std::string_view spec, const DenseLayer& layer, std
   return out[0].score;
 }
 
-void expect_row(std::string_view spec, const DenseLayer& layer, const Row& expected, double tolerance = 2e-6) {
+void expect_row(std::string_view spec, const DenseLayer& layer, const Row& expected,
+                double tolerance = 2e-6) {
   const std::vector<float> got = scores_of(spec, layer);
   for (std::size_t t = 0; t < expected.size(); ++t)
-    ASSERT_NEAR(static_cast<double>(got[t]), expected[t], tolerance * std::max(1.0, std::abs(expected[t]))) << spec << ", token " << t;
+    ASSERT_NEAR(static_cast<double>(got[t]), expected[t], tolerance * std::max(1.0, std::abs(expected[t])))
+        << spec << ", token " << t;
 }
 
 /// One query head of one KV head, for rows written by hand: keys are unit vectors and queries logits.
@@ -90,24 +94,28 @@ DenseLayer rows_layer(const std::vector<Row>& weights) {
   return layer;
 }
 
-TEST(Parts, GoldenG1PoolingOfSnapKv) {  // reference, 3.5 and Appendix A; two more columns so that rows sum to 1 and see all
+TEST(Parts, GoldenG1PoolingOfSnapKv) {  // reference, 3.5 and Appendix A; two more columns so that rows sum to
+                                        // 1 and see all
   const std::vector<Row> rows{{.30, .05, .02, .20, .01, .02, .40, 0}, {.10, .05, .08, .30, .01, .06, .40, 0}};
   const DenseLayer layer = rows_layer(rows);
   expect_row("compose(query=window(2),reduce=[sum,group],recent=2)", layer, {.4, .1, .1, .5, .02, .08});
   expect_row("compose(query=window(2),reduce=[sum,max(3),group],recent=2)", layer, {.4, .4, .5, .5, .5, .08});
-  expect_row("compose(query=window(2),reduce=[sum,avg(3),group],recent=2)", layer, {.166667, .2, .233333, .206667, .2, .033333});
+  expect_row("compose(query=window(2),reduce=[sum,avg(3),group],recent=2)", layer,
+             {.166667, .2, .233333, .206667, .2, .033333});
 }
 
 TEST(Parts, GoldenG3MeanAndVarianceOfCake) {  // reference, 2.3 and Appendix A: indicator of L1
   const DenseLayer layer = rows_layer({{.6, .1, .05, .25, 0}, {.1, .6, .05, .25, 0}});
-  expect_row("compose(query=window(2),reduce=[meanvar(200),group],recent=2)", layer, {25.35, 25.35, .05}, 1e-5);
+  expect_row("compose(query=window(2),reduce=[meanvar(200),group],recent=2)", layer, {25.35, 25.35, .05},
+             1e-5);
   expect_row("compose(query=window(2),reduce=[meanvar(0),group],recent=2)", layer, {.35, .35, .05});
 }
 
 TEST(Parts, FoldsEqualThePlainComputation) {
   const DenseLayer layer = full_layer();
   const DenseFeatures head(layer, 0);
-  const QueryRows window{.count = 5}, pseudo{.source = QueryRows::Source::lookahead, .count = 8, .pass = "snapkv-12"};
+  const QueryRows window{.count = 5},
+      pseudo{.source = QueryRows::Source::lookahead, .count = 8, .pass = "snapkv-12"};
   const auto folded = [&](auto fold) {
     Row out(40);
     for (std::size_t h = 0; h < 3; ++h) {
@@ -125,9 +133,11 @@ TEST(Parts, FoldsEqualThePlainComputation) {
   const auto sum = [](const Row& x) { return std::accumulate(x.begin(), x.end(), 0.0); };
   expect_row(query + "sum,group])", layer, folded(sum));
   expect_row(query + "mean,group])", layer, folded([&](const Row& x) { return sum(x) / 13; }));
-  expect_row(query + "max,group])", layer, folded([](const Row& x) { return *std::max_element(x.begin(), x.end()); }));
+  expect_row(query + "max,group])", layer,
+             folded([](const Row& x) { return *std::max_element(x.begin(), x.end()); }));
   expect_row(query + "last,group])", layer, folded([](const Row& x) { return x.back(); }));
-  expect_row(query + "squares,group])", layer, folded([](const Row& x) { return std::inner_product(x.begin(), x.end(), x.begin(), 0.0); }));
+  expect_row(query + "squares,group])", layer,
+             folded([](const Row& x) { return std::inner_product(x.begin(), x.end(), x.begin(), 0.0); }));
   expect_row(query + "meanvar(3),group])", layer, folded([&](const Row& x) {
                const double mean = sum(x) / 13;
                double variance = 0;
@@ -153,7 +163,8 @@ TEST(Parts, AllPromptQueriesFoldTileByTile) {
   expect_row("compose(base=indicator(above),query=all,reduce=[count,group])", layer, counts);
 }
 
-TEST(Parts, ScissorhandsCountsWhoGetsLessThanItsShare) {  // reference, 3.4 and G14: low counts [1,3,2,1,0] of t = 5
+TEST(Parts,
+     ScissorhandsCountsWhoGetsLessThanItsShare) {  // reference, 3.4 and G14: low counts [1,3,2,1,0] of t = 5
   // As pseudo queries, which see all five keys.
   DenseLayer layer = rows_layer({{.2, .2, .2, .2, .2}});
   layer.geometry.lookaheads = {{"snapkv-2", 2, 3}};
@@ -162,8 +173,11 @@ TEST(Parts, ScissorhandsCountsWhoGetsLessThanItsShare) {  // reference, 3.4 and 
     layer.lookahead["snapkv-2"][0].emplace_back();
     for (const double a : row) layer.lookahead["snapkv-2"][0].back().push_back(std::log(a));
   }
-  expect_row("compose(base=indicator(below),query=lookahead(pass=snapkv-2,length=3),reduce=[count,group])", layer, {1, 3, 2, 1, 1});
-  expect_row("compose(base=indicator(below),query=lookahead(pass=snapkv-2,length=3),reduce=[count,minus,group])", layer, {-1, -3, -2, -1, -1});
+  expect_row("compose(base=indicator(below),query=lookahead(pass=snapkv-2,length=3),reduce=[count,group])",
+             layer, {1, 3, 2, 1, 1});
+  expect_row(
+      "compose(base=indicator(below),query=lookahead(pass=snapkv-2,length=3),reduce=[count,minus,group])",
+      layer, {-1, -3, -2, -1, -1});
 }
 
 TEST(Parts, LogitMaximumAndSoftmaxOverTheOlderTokens) {  // R-KV's importance, reference 3.10
@@ -219,7 +233,8 @@ TEST(Parts, GoldenG4ValuesWeighTheScore) {  // reference, 2.4, 2.5 and Appendix 
   expect_row("compose(" + query + ",value=l1)", layer, {.619985, .611391, .445918});
   expect_row("compose(" + query + ",value=caote)", layer, {1.385127, .633359, .245405});
   expect_row("compose(" + query + ",value=fast_caote)", layer, {2.772976, .605120, .171361}, 3e-6);
-  expect_row("compose(query=lookahead(pass=full,length=1),reduce=[squares,group],value=l2sq)", layer, {.384382, .373798, .099421});
+  expect_row("compose(query=lookahead(pass=full,length=1),reduce=[squares,group],value=l2sq)", layer,
+             {.384382, .373798, .099421});
   expect_row("compose(base=obd(value)," + query + ")", layer, {.384382, .373798, .099421});
   expect_row("compose(base=obd(key)," + query + ")", layer, {.554129, .096687, .025802});
   expect_row("compose(base=obd(joint)," + query + ")", layer, {1.109261, .778585, .023926});
@@ -240,19 +255,22 @@ TEST(Parts, ProxiesAreTheFirstAndTheLastQueries) {
 
 TEST(Parts, ForcedTokensAndRecentSharesAreKeptFirst) {
   const DenseLayer layer = full_layer();
-  const auto policy = policy_of("compose(query=window(4),reduce=[mean,group],sinks=2,recent_share=0.5,forced=[17,99,1])");
+  const auto policy =
+      policy_of("compose(query=window(4),reduce=[mean,group],sinks=2,recent_share=0.5,forced=[17,99,1])");
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer));
   EXPECT_EQ(ranking.scores.units[0].protected_tokens, (std::vector<TokenIndex>{0, 1, 17}));
   const std::vector<std::uint32_t> kept = allocate(*policy, layer, ranking, 8);
   const auto order = order_at(*policy, layer.geometry, ranking, {1, 8}, kept)[0];
-  EXPECT_EQ((std::vector<TokenIndex>(order.begin(), order.begin() + 7)), (std::vector<TokenIndex>{0, 1, 39, 38, 37, 36, 17}));
+  EXPECT_EQ((std::vector<TokenIndex>(order.begin(), order.begin() + 7)),
+            (std::vector<TokenIndex>{0, 1, 39, 38, 37, 36, 17}));
 }
 
 TEST(Parts, CakeWithoutVarianceIsSnapKv) {  // reference, 7.5
   const DenseLayer layer = full_layer();
   for (std::uint32_t kv = 0; kv < 2; ++kv)
-    EXPECT_EQ(scores_of("compose(query=window(32),reduce=[meanvar(0),avg(5),group(mean)],recent=32)", layer, kv),
-              scores_of("snapkv(window=32)", layer, kv));
+    EXPECT_EQ(
+        scores_of("compose(query=window(32),reduce=[meanvar(0),avg(5),group(mean)],recent=32)", layer, kv),
+        scores_of("snapkv(window=32)", layer, kv));
 }
 
 TEST(Parts, SumAndMeanRankAlike) {  // reference, 7.5: positive scaling
@@ -283,7 +301,8 @@ TEST(Parts, RefuseWhatMakesNoSenseTogether) {  // reference, 7.6
       {"compose(base=logit,query=all,reduce=[mean,group])", "every pair"},
       {"compose(base=logit,query=window(4),reduce=[mean,group],value=l1)", "negative"},
       {"compose(base=logit,query=window(4),reduce=[group(logit_max),softmax(older),mean])", "recent=n"},
-      {"compose(base=indicator(above),query=window(4),reduce=[count,group],value=l1)", "no share of any output"},
+      {"compose(base=indicator(above),query=window(4),reduce=[count,group],value=l1)",
+       "no share of any output"},
       {"compose(base=position,value=l1)", "no share of any output"},
       {"compose(base=knorm,value=l2)", "negative"},
       {"compose(base=knorm,query=window(4))", "reads no queries"},
@@ -294,7 +313,8 @@ TEST(Parts, RefuseWhatMakesNoSenseTogether) {  // reference, 7.6
       {"compose(query=window(4),unit=layer,heads=ada)", "unit=kv or unit=query"},
       {"compose(score=laq,sinks=4)", "another order at every budget"},
       {"compose(query=proxy(first=0,last=0))", "needs some queries"}};
-  for (const auto& [spec, words] : cases) EXPECT_NE(refusal(spec).find(words), std::string::npos) << spec << ": " << refusal(spec);
+  for (const auto& [spec, words] : cases)
+    EXPECT_NE(refusal(spec).find(words), std::string::npos) << spec << ": " << refusal(spec);
 }
 
 /// Every example of help, and every preset, is a line that binds, prints and scores.
@@ -321,13 +341,21 @@ class CountingFeatures final : public HeadFeatures {
   MatrixView<const float> keys() const override { return head_.keys(); }
   MatrixView<const float> values() const override { return ++values_read, head_.values(); }
   Rope rope() const override { return head_.rope(); }
-  std::span<const float> window_mean(std::uint32_t w, std::size_t h) const override { return head_.window_mean(w, h); }
+  std::span<const float> window_mean(std::uint32_t w, std::size_t h) const override {
+    return head_.window_mean(w, h);
+  }
   std::span<const float> attention_sum(std::size_t h) const override { return head_.attention_sum(h); }
-  std::span<const float> attention_mean_over_visible(std::size_t h) const override { return head_.attention_mean_over_visible(h); }
+  std::span<const float> attention_mean_over_visible(std::size_t h) const override {
+    return head_.attention_mean_over_visible(h);
+  }
   QueryStats query_stats(std::size_t h) const override { return head_.query_stats(h); }
   std::span<const float> decode_mean(std::size_t h) const override { return head_.decode_mean(h); }
-  MatrixView<const float> queries(const QueryRows& rows, std::size_t h) const override { return ++queries_read, head_.queries(rows, h); }
-  MatrixView<const float> attention(const QueryRows& rows, std::size_t h) const override { return ++rows_folded, head_.attention(rows, h); }
+  MatrixView<const float> queries(const QueryRows& rows, std::size_t h) const override {
+    return ++queries_read, head_.queries(rows, h);
+  }
+  MatrixView<const float> attention(const QueryRows& rows, std::size_t h) const override {
+    return ++rows_folded, head_.attention(rows, h);
+  }
   std::span<const std::uint32_t> budgets() const override { return head_.budgets(); }
 
   mutable int values_read = 0, queries_read = 0, rows_folded = 0;
@@ -347,17 +375,20 @@ TEST(SharedParts, AreComputedOnceForAllVariants) {
   };
   const std::string query = "query=lookahead(snapkv-12)";
   // Sum over the pseudo queries: once per query head, whatever pools, joins, weighs or protects behind it.
-  for (const char* rest : {"reduce=[sum,group]", "reduce=[sum,max(7),group(max)]", "reduce=[sum,avg(5),group],recent=3",
-                           "reduce=[sum],unit=query", "reduce=[sum,group],heads=ada", "reduce=[sum,group,max(3)],sinks=2"})
+  for (const char* rest :
+       {"reduce=[sum,group]", "reduce=[sum,max(7),group(max)]", "reduce=[sum,avg(5),group],recent=3",
+        "reduce=[sum],unit=query", "reduce=[sum,group],heads=ada", "reduce=[sum,group,max(3)],sinks=2"})
     score(fmt::format("compose({},{})", query, rest));
   score("laq(lookahead=snapkv-12)");
   EXPECT_EQ(head.rows_folded, 3);
   // Norms of the values: once per norm.
-  for (const char* value : {"l1", "l2", "l1", "l2", "l2sq"}) score(fmt::format("compose({},reduce=[sum,group],value={})", query, value));
+  for (const char* value : {"l1", "l2", "l1", "l2", "l2sq"})
+    score(fmt::format("compose({},reduce=[sum,group],value={})", query, value));
   EXPECT_EQ(head.values_read, 3);
   EXPECT_EQ(head.rows_folded, 3);
   // Logits: once per query head.
-  for (const char* rest : {"reduce=[mean,group]", "reduce=[max,group]", "reduce=[group(logit_max),softmax,mean]"})
+  for (const char* rest :
+       {"reduce=[mean,group]", "reduce=[max,group]", "reduce=[group(logit_max),softmax,mean]"})
     score(fmt::format("compose(base=logit,{},{})", query, rest));
   EXPECT_EQ(head.queries_read, 3);
 }
