@@ -1,10 +1,12 @@
-// Block: reads the prompt block by block and keeps a budget of it at any time, around scores by keys and values.
+// Block: reads the prompt block by block and keeps a budget of it at any time, around scores by keys and
+// values.
 //
-// The block-wise prefill of KeyDiff (arXiv:2504.15364), as in kvpress (BlockPress): the first `budget` tokens are held;
-// then each block of `length` tokens joins them and the best `budget` of both stay. The inner policy sees what is held
-// and the block as if they were the whole prompt, in the order of their positions (kvpress: in the order of their last
-// scores, which only scores by position notice). Every budget has its own order. kvpress also lets scores of queries in,
-// with hidden states cut up among the heads; they make no sense and are refused here.
+// The block-wise prefill of KeyDiff (arXiv:2504.15364), as in kvpress (BlockPress): the first `budget` tokens
+// are held; then each block of `length` tokens joins them and the best `budget` of both stay. The inner
+// policy sees what is held and the block as if they were the whole prompt, in the order of their positions
+// (kvpress: in the order of their last scores, which only scores by position notice). Every budget has its
+// own order. kvpress also lets scores of queries in, with hidden states cut up among the heads; they make no
+// sense and are refused here.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -20,7 +22,8 @@ constexpr PolicyTraits kTraits{
     .name = "block",
     .summary = "reads the prompt in blocks and never holds more than the budget and one block",
     .reference = "arXiv:2504.15364; kvpress BlockPress",
-    .accounting = "budget tokens per KV head; what the policy under score protects is kept first in every block",
+    .accounting =
+        "budget tokens per KV head; what the policy under score protects is kept first in every block",
     .nested = false,
     .order_by_budget = true};
 
@@ -68,11 +71,14 @@ struct Block final : ScoreWrapper {
     ScoreWrapper::prepare(resources);
     constexpr Need kAvailable = Need::keys | Need::values;
     const PolicyTraits& inner = score_->traits();
-    if ((score_->needs() | kAvailable) != kAvailable || score_->unit() != Unit::kv || score_->scope() != Scope::head ||
-        inner.order_by_budget || inner.own_size || inner.transforms || inner.name == "external") {
-      throw UserError("block(score={}): only policies that rank by keys, values or positions of a KV head can rank a block "
-                      "and what is held",
-                      inner.name);
+    if ((score_->needs() | kAvailable) != kAvailable || score_->unit() != Unit::kv ||
+        score_->scope() != Scope::head || inner.order_by_budget || inner.own_size || inner.transforms ||
+        inner.name == "external") {
+      throw UserError(
+          "block(score={}): only policies that rank by keys, values or positions of a KV head can rank a "
+          "block "
+          "and what is held",
+          inner.name);
     }
   }
   Need needs() const override { return ScoreWrapper::needs(); }

@@ -1,14 +1,15 @@
-// CAOTE: turns any attention-like score into the exact change of its own weighted output when the token leaves.
+// CAOTE: turns any attention-like score into the exact change of its own weighted output when the token
+// leaves.
 //
-// arXiv:2504.14051. The score of the inner policy, divided by its sum over the tokens that it may evict, is taken as
-// the attention alpha; X = sum alpha v. Evicting token j and renormalising moves X by alpha_j / (1 - alpha_j) |v_j - X|,
-// the largest of which are kept. fast_caote puts the plain mean of the values in place of X. When many tokens leave at
-// once the single-token costs are used greedily, without recomputation, as the paper does. With alpha the attention row
-// of one query this is exactly the change of that query's output.
-// The sources say nothing of groups and of protection. Here: a score with a set per query head (the default inner
-// policy, h2o(unit=query)) gets its costs head by head, then joined over the group (join=mean) or left as they are
-// (join=none); what the inner policy protects stays protected and takes no part in alpha and X. compose(score=...,
-// value=caote) is the same part.
+// arXiv:2504.14051. The score of the inner policy, divided by its sum over the tokens that it may evict, is
+// taken as the attention alpha; X = sum alpha v. Evicting token j and renormalising moves X by alpha_j / (1 -
+// alpha_j) |v_j - X|, the largest of which are kept. fast_caote puts the plain mean of the values in place of
+// X. When many tokens leave at once the single-token costs are used greedily, without recomputation, as the
+// paper does. With alpha the attention row of one query this is exactly the change of that query's output.
+// The sources say nothing of groups and of protection. Here: a score with a set per query head (the default
+// inner policy, h2o(unit=query)) gets its costs head by head, then joined over the group (join=mean) or left
+// as they are (join=none); what the inner policy protects stays protected and takes no part in alpha and X.
+// compose(score=..., value=caote) is the same part.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -35,16 +36,18 @@ constexpr PolicyTraits kFastTraits{
 
 constexpr std::array<std::string_view, 2> kJoinChoices{"mean", "none"};
 
-/// alpha of the tokens that may leave: scores over their sum; protected tokens get 0, and so does a row without any score.
+/// alpha of the tokens that may leave: scores over their sum; protected tokens get 0, and so does a row
+/// without any score.
 std::vector<double> shares(const PolicyTraits& inner, const UnitScores& unit) {
   std::vector<double> alpha(unit.score.begin(), unit.score.end());
   for (const TokenIndex t : unit.protected_tokens) alpha[t] = 0;
   double sum = 0;
   for (std::size_t t = 0; t < alpha.size(); ++t) {
     if (alpha[t] < 0) {
-      throw UserError("caote needs scores that are shares of attention, but {} scores token {} with {}: choose a score "
-                      "that is never negative",
-                      inner.name, t, alpha[t]);
+      throw UserError(
+          "caote needs scores that are shares of attention, but {} scores token {} with {}: choose a score "
+          "that is never negative",
+          inner.name, t, alpha[t]);
     }
     sum += alpha[t];
   }
@@ -61,14 +64,15 @@ struct Caote final : ScoreWrapper {
   }
   void fields(FieldVisitor& f) override {
     score_field(f);
-    f.choice("join", join_, kJoinChoices, "costs of query heads: their mean, one set per KV head, or a set for each");
+    f.choice("join", join_, kJoinChoices,
+             "costs of query heads: their mean, one set per KV head, or a set for each");
   }
   void prepare(Resources& resources) override {
     ScoreWrapper::prepare(resources);
     const PolicyTraits& inner = score_->traits();
     if (inner.order_by_budget || inner.model_wide || inner.own_size || inner.transforms || inner.step_order) {
-      throw UserError("{}(score={}): it needs one score per token; put {} around it instead", traits_.name, inner.name,
-                      inner.name);
+      throw UserError("{}(score={}): it needs one score per token; put {} around it instead", traits_.name,
+                      inner.name, inner.name);
     }
   }
   Need needs() const override { return ScoreWrapper::needs() | Need::values; }
@@ -95,7 +99,8 @@ struct Caote final : ScoreWrapper {
     const std::vector<double> alpha = shares(score_->traits(), unit);
     std::vector<bool> stays(alpha.size(), false);
     for (const TokenIndex t : unit.protected_tokens) stays[t] = true;
-    const double even = 1.0 / static_cast<double>(std::max<std::size_t>(1, alpha.size() - unit.protected_tokens.size()));
+    const double even =
+        1.0 / static_cast<double>(std::max<std::size_t>(1, alpha.size() - unit.protected_tokens.size()));
     std::vector<double> centre(values.cols, 0.0);
     for (std::size_t t = 0; t < alpha.size(); ++t) {
       const double weight = fast ? (stays[t] ? 0.0 : even) : alpha[t];

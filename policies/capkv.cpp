@@ -1,9 +1,9 @@
 // CAPKV: how much of the values' space a token spans that other tokens worth attending to do not.
 //
-// arXiv:2604.25975, as in kvpress (CapPress): keys are weighed by their cosine with the expected future query, omega =
-// exp(tau cos - max); with M = I + sum (omega + epsilon) v v' a token scores omega v' M^-1 v, mean over the group. The
-// anchor is the mean of the prompt's queries before the rotary embedding, rotated by the average rotation of the next
-// `future` positions; sinks take no part.
+// arXiv:2604.25975, as in kvpress (CapPress): keys are weighed by their cosine with the expected future
+// query, omega = exp(tau cos - max); with M = I + sum (omega + epsilon) v v' a token scores omega v' M^-1 v,
+// mean over the group. The anchor is the mean of the prompt's queries before the rotary embedding, rotated by
+// the average rotation of the next `future` positions; sinks take no part.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -17,10 +17,11 @@
 namespace kvsim {
 namespace {
 
-constexpr PolicyTraits kTraits{.name = "capkv",
-                               .summary = "capacity of values, weighed by the keys' agreement with the expected query",
-                               .reference = "arXiv:2604.25975; kvpress CapPress",
-                               .accounting = "sinks are kept first and count towards the budget"};
+constexpr PolicyTraits kTraits{
+    .name = "capkv",
+    .summary = "capacity of values, weighed by the keys' agreement with the expected query",
+    .reference = "arXiv:2604.25975; kvpress CapPress",
+    .accounting = "sinks are kept first and count towards the budget"};
 
 struct CapKv final : Policy {
   double tau_ = 5;
@@ -31,8 +32,10 @@ struct CapKv final : Policy {
   const PolicyTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor& f) override {
     f.number("tau", tau_, 0.0, 1e6, "sharpness of the weights: factor on the cosine");
-    f.number("future", future_, 1, 1u << 20, "positions after the prompt that the expected query is averaged over");
-    f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(), "first tokens that are always kept");
+    f.number("future", future_, 1, 1u << 20,
+             "positions after the prompt that the expected query is averaged over");
+    f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(),
+             "first tokens that are always kept");
     f.number("epsilon", epsilon_, 0.0, 1e6, "added to the weights inside the matrix");
   }
   Need needs() const override { return Need::keys | Need::values | Need::query_stats; }
@@ -41,7 +44,8 @@ struct CapKv final : Policy {
     const LayerGeometry& layer = head.geometry();
     const std::size_t tokens = layer.prompt;
     if (tokens <= sinks_) {
-      throw UserError("capkv(sinks={}) needs a prompt of more than {} tokens, this one has {}", sinks_, sinks_, tokens);
+      throw UserError("capkv(sinks={}) needs a prompt of more than {} tokens, this one has {}", sinks_,
+                      sinks_, tokens);
     }
     const MeanRotation rotation(head.rope(), tokens, future_);
     std::vector<std::vector<double>> rows;
@@ -57,8 +61,9 @@ struct CapKv final : Policy {
   std::vector<double> weights(const HeadFeatures& head, std::size_t h, const MeanRotation& rotation) const {
     const QueryStats stats = head.query_stats(h);
     if (stats.sinks != sinks_) {
-      throw UserError("capkv(sinks={}): the trace's query statistics leave out the first {} tokens, write sinks={}", sinks_,
-                      stats.sinks, stats.sinks);
+      throw UserError(
+          "capkv(sinks={}): the trace's query statistics leave out the first {} tokens, write sinks={}",
+          sinks_, stats.sinks, stats.sinks);
     }
     constexpr double kSmallestNorm = 1e-12;  // torch.nn.functional.normalize
     std::vector<double> anchor(stats.mean.begin(), stats.mean.end());
@@ -85,7 +90,8 @@ struct CapKv final : Policy {
     Matrix<float> scaled(values.rows, values.cols);
     for (std::size_t t = 0; t < values.rows; ++t) {
       const double root = std::sqrt(omega[t] + epsilon_);
-      for (std::size_t c = 0; c < values.cols; ++c) scaled(t, c) = static_cast<float>(root * static_cast<double>(values(t, c)));
+      for (std::size_t c = 0; c < values.cols; ++c)
+        scaled(t, c) = static_cast<float>(root * static_cast<double>(values(t, c)));
     }
     const Matrix<float> gram = gram_matrix(scaled.view());
     Matrix<double> capacity(gram.rows(), gram.cols());
@@ -94,8 +100,8 @@ struct CapKv final : Policy {
         capacity(r, c) = static_cast<double>(gram(std::max(r, c), std::min(r, c))) + (r == c ? 1.0 : 0.0);
     const Matrix<double> factor = inverse_factor(capacity);
     if (factor.empty())
-      throw UserError("capkv: the values of layer {}, KV head {} are too large for Cholesky's factors", head.geometry().layer,
-                      head.kv_head());
+      throw UserError("capkv: the values of layer {}, KV head {} are too large for Cholesky's factors",
+                      head.geometry().layer, head.kv_head());
     std::vector<double> out = squared_lengths(values, factor);
     for (std::size_t t = 0; t < out.size(); ++t) out[t] *= omega[t];
     return out;

@@ -1,9 +1,10 @@
 // Compactor: leverage of keys blended with attention inside chunks, without looking at any question.
 //
-// Chari & Van Durme, arXiv:2507.08143, as in kvpress (CompactorPress): score = blending * leverage + noncausal, both
-// standardised over all heads of the layer and over the tokens between the protected ends. blending is the share of
-// tokens removed, so that every budget has its own order; a number fixes it. Wrappers that compare scores (ada) see
-// blending = 0.5 then. The leverage is exact unless sketch > 0 (kvpress: 48).
+// Chari & Van Durme, arXiv:2507.08143, as in kvpress (CompactorPress): score = blending * leverage +
+// noncausal, both standardised over all heads of the layer and over the tokens between the protected ends.
+// blending is the share of tokens removed, so that every budget has its own order; a number fixes it.
+// Wrappers that compare scores (ada) see blending = 0.5 then. The leverage is exact unless sketch > 0
+// (kvpress: 48).
 #include <limits>
 
 #include "kernels/error.h"
@@ -15,13 +16,12 @@
 namespace kvsim {
 namespace {
 
-constexpr PolicyTraits kTraits{
-    .name = "compactor",
-    .summary = "leverage of keys blended with attention inside chunks",
-    .reference = "arXiv:2507.08143; kvpress CompactorPress (sketch=48)",
-    .accounting = "sinks and the newest tokens are kept first and count",
-    .nested = false,
-    .order_by_budget = true};
+constexpr PolicyTraits kTraits{.name = "compactor",
+                               .summary = "leverage of keys blended with attention inside chunks",
+                               .reference = "arXiv:2507.08143; kvpress CompactorPress (sketch=48)",
+                               .accounting = "sinks and the newest tokens are kept first and count",
+                               .nested = false,
+                               .order_by_budget = true};
 
 constexpr double kByBudget = -1;  // blending = share removed
 
@@ -49,7 +49,8 @@ struct Compactor final : Policy {
   }
   void prepare(Resources&) override {
     if (blending_ < 0 && blending_ != kByBudget)
-      throw UserError("compactor: blending={} is neither a weight nor -1 (the share of tokens removed)", blending_);
+      throw UserError("compactor: blending={} is neither a weight nor -1 (the share of tokens removed)",
+                      blending_);
   }
   Need needs() const override { return Need::keys | Need::values | Need::all_queries; }
 
@@ -58,15 +59,17 @@ struct Compactor final : Policy {
     const std::size_t tokens = head.geometry().prompt;
     const TokenRange inner = inside(tokens);
     if (inner.count == 0) {
-      throw UserError("compactor(sinks={},recent={}) needs a prompt of more than {} tokens, this one has {}", sinks_,
-                      recent_, sinks_ + recent_, tokens);
+      throw UserError("compactor(sinks={},recent={}) needs a prompt of more than {} tokens, this one has {}",
+                      sinks_, recent_, sinks_ + recent_, tokens);
     }
     out[0].score.assign(tokens, 0.0f);
     out[0].extra.assign(tokens, 0.0f);
     const std::span<const float> attention = chunk_attention(head, inner, chunk_);
     const std::span<const float> leverage = key_leverage(head, inner, sketch_, seed_);
-    std::copy(attention.begin(), attention.end(), out[0].score.begin() + static_cast<std::ptrdiff_t>(inner.first));
-    std::copy(leverage.begin(), leverage.end(), out[0].extra.begin() + static_cast<std::ptrdiff_t>(inner.first));
+    std::copy(attention.begin(), attention.end(),
+              out[0].score.begin() + static_cast<std::ptrdiff_t>(inner.first));
+    std::copy(leverage.begin(), leverage.end(),
+              out[0].extra.begin() + static_cast<std::ptrdiff_t>(inner.first));
     out[0].protected_tokens = protected_order(tokens, sinks_, recent_);
   }
   /// Standardises both parts; `extra` becomes leverage, then attention.
@@ -86,9 +89,10 @@ struct Compactor final : Policy {
     lift_protected(scores);
   }
 
-  void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget, std::span<const std::uint32_t>,
-               std::span<std::vector<TokenIndex>> order) const override {
-    const double removed = 1 - std::min(1.0, static_cast<double>(budget.tokens) / static_cast<double>(layer.prompt));
+  void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
+               std::span<const std::uint32_t>, std::span<std::vector<TokenIndex>> order) const override {
+    const double removed =
+        1 - std::min(1.0, static_cast<double>(budget.tokens) / static_cast<double>(layer.prompt));
     std::vector<TokenIndex> sorted(layer.prompt);
     for (std::size_t u = 0; u < order.size(); ++u) {
       const UnitScores& unit = ranking.scores.units[u];
@@ -109,7 +113,8 @@ struct Compactor final : Policy {
     const std::size_t tokens = unit.score.size();
     std::vector<float> out(tokens);
     for (std::size_t t = 0; t < tokens; ++t)
-      out[t] = static_cast<float>(weight * static_cast<double>(unit.extra[t]) + static_cast<double>(unit.extra[tokens + t]));
+      out[t] = static_cast<float>(weight * static_cast<double>(unit.extra[t]) +
+                                  static_cast<double>(unit.extra[tokens + t]));
     return out;
   }
 };

@@ -1,4 +1,5 @@
-// The two scores of Compactor (arXiv:2507.08143) and their standardisation: leverage of keys, attention inside chunks.
+// The two scores of Compactor (arXiv:2507.08143) and their standardisation: leverage of keys, attention
+// inside chunks.
 #include "policies/compactor_parts.h"
 
 #include <fmt/format.h>
@@ -40,13 +41,16 @@ void centre(Matrix<float>& rows) {
     for (std::size_t c = 0; c < rows.cols(); ++c) mean[c] += static_cast<double>(rows(t, c));
   for (double& m : mean) m /= static_cast<double>(rows.rows());
   for (std::size_t t = 0; t < rows.rows(); ++t)
-    for (std::size_t c = 0; c < rows.cols(); ++c) rows(t, c) = static_cast<float>(static_cast<double>(rows(t, c)) - mean[c]);
+    for (std::size_t c = 0; c < rows.cols(); ++c)
+      rows(t, c) = static_cast<float>(static_cast<double>(rows(t, c)) - mean[c]);
 }
 
-std::vector<float> compute_leverage(const HeadFeatures& head, TokenRange range, std::uint32_t sketch, std::uint32_t seed) {
+std::vector<float> compute_leverage(const HeadFeatures& head, TokenRange range, std::uint32_t sketch,
+                                    std::uint32_t seed) {
   Matrix<float> rows = keys_before_rotation(head, range.first, range.count);
   centre(rows);
-  if (sketch > 0) rows = row_products(rows.view(), transposed(sketch_matrix(head, sketch, seed).view()).view());
+  if (sketch > 0)
+    rows = row_products(rows.view(), transposed(sketch_matrix(head, sketch, seed).view()).view());
   const Matrix<float> gram = gram_matrix(rows.view());
   constexpr double kRidges[] = {1e-2, 1e-1, 1, 10, 100};
   for (const double ridge : kRidges) {
@@ -57,12 +61,13 @@ std::vector<float> compute_leverage(const HeadFeatures& head, TokenRange range, 
     const Matrix<double> factor = inverse_factor(ridged);
     if (!factor.empty()) return to_scores(squared_lengths(rows.view(), factor));
   }
-  throw UserError("leverage: the keys of layer {}, KV head {} are too large for Cholesky's factors", head.geometry().layer,
-                  head.kv_head());
+  throw UserError("leverage: the keys of layer {}, KV head {} are too large for Cholesky's factors",
+                  head.geometry().layer, head.kv_head());
 }
 
 /// Adds to sum[first ..] what the queries of one chunk give its keys.
-void add_chunk(MatrixView<const float> keys, MatrixView<const float> queries, std::uint32_t chunk, std::span<double> sum) {
+void add_chunk(MatrixView<const float> keys, MatrixView<const float> queries, std::uint32_t chunk,
+               std::span<double> sum) {
   const std::size_t tokens = keys.rows, padding = chunk - tokens;
   const Matrix<float> logits = row_products(keys, queries);  // [key, query]
   std::vector<float> largest(tokens, padding > 0 ? 0.0f : -std::numeric_limits<float>::infinity());
@@ -95,17 +100,20 @@ std::vector<float> compute_attention(const HeadFeatures& head, TokenRange range,
     const MatrixView<const float> queries = head.prompt_queries(h).rows_from(range.first, range.count);
     for (std::size_t begin = 0; begin < range.count; begin += chunk) {
       const std::size_t count = std::min<std::size_t>(chunk, range.count - begin);
-      add_chunk(keys.rows_from(begin, count), queries.rows_from(begin, count), chunk, std::span(sum).subspan(begin, count));
+      add_chunk(keys.rows_from(begin, count), queries.rows_from(begin, count), chunk,
+                std::span(sum).subspan(begin, count));
     }
   }
-  const std::vector<double> norms = row_norms(head.values().rows_from(range.first, range.count), ValueNorm::l2);
+  const std::vector<double> norms =
+      row_norms(head.values().rows_from(range.first, range.count), ValueNorm::l2);
   for (std::size_t t = 0; t < sum.size(); ++t) sum[t] *= norms[t] / static_cast<double>(group);
   return to_scores(pooled(sum, 3, true));
 }
 
 }  // namespace
 
-std::span<const float> key_leverage(const HeadFeatures& head, TokenRange range, std::uint32_t sketch, std::uint32_t seed) {
+std::span<const float> key_leverage(const HeadFeatures& head, TokenRange range, std::uint32_t sketch,
+                                    std::uint32_t seed) {
   return head.shared(fmt::format("key leverage {} {} {} {}", range.first, range.count, sketch, seed),
                      [&] { return compute_leverage(head, range, sketch, seed); });
 }
@@ -126,7 +134,8 @@ void standardise(const std::vector<std::span<float>>& rows) {
   for (const std::span<float> row : rows)
     for (const float x : row) squares += (static_cast<double>(x) - mean) * (static_cast<double>(x) - mean);
   constexpr double kSmallest = 1e-6;
-  const double deviation = std::max(count > 1 ? std::sqrt(squares / static_cast<double>(count - 1)) : 0.0, kSmallest);
+  const double deviation =
+      std::max(count > 1 ? std::sqrt(squares / static_cast<double>(count - 1)) : 0.0, kSmallest);
   for (const std::span<float> row : rows)
     for (float& x : row) x = static_cast<float>((static_cast<double>(x) - mean) / deviation);
 }

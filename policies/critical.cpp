@@ -1,11 +1,12 @@
-// CriticalKV: two stages around any score; the second one weighs it by what the token's value becomes behind W_O.
+// CriticalKV: two stages around any score; the second one weighs it by what the token's value becomes behind
+// W_O.
 //
 // Feng et al., "Identify critical KV cache in LLM inference from an output perturbation perspective",
-// arXiv:2502.03805, as in kvpress (CriticalKVPress). Of n tokens a unit keeps the trunc(first * n) best by the inner
-// policy's order; the rest is filled by (score + epsilon) * N, N = mean over the query heads of the group of the L1
-// norm of v W_O. Tokens that the inner policy protects carry the score M + 1, M the layer's largest, into both stages.
-// Around ada this is kvpress's CriticalAdaKVPress, where in addition each head's share that ada guarantees is certain:
-// critical(score=ada(score=...,alpha=0.2),safe=0.2).
+// arXiv:2502.03805, as in kvpress (CriticalKVPress). Of n tokens a unit keeps the trunc(first * n) best by
+// the inner policy's order; the rest is filled by (score + epsilon) * N, N = mean over the query heads of the
+// group of the L1 norm of v W_O. Tokens that the inner policy protects carry the score M + 1, M the layer's
+// largest, into both stages. Around ada this is kvpress's CriticalAdaKVPress, where in addition each head's
+// share that ada guarantees is certain: critical(score=ada(score=...,alpha=0.2),safe=0.2).
 #include <algorithm>
 #include <optional>
 
@@ -37,7 +38,8 @@ struct Critical final : ScoreWrapper {
     score_field(f);
     f.number("first", first_, 0.0, 1.0, "share of a unit's tokens that the score alone decides");
     f.number("epsilon", epsilon_, 0.0, 1e6, "added to the score before the norm");
-    f.number("safe", safe_, 0.0, 1.0, "share of the budget that is certain by the score: alpha of ada under score");
+    f.number("safe", safe_, 0.0, 1.0,
+             "share of the budget that is certain by the score: alpha of ada under score");
   }
   Need needs() const override { return ScoreWrapper::needs() | Need::values | Need::output_projection; }
   Unit unit() const override { return ScoreWrapper::unit() == Unit::query ? Unit::query : Unit::kv; }
@@ -65,9 +67,11 @@ struct Critical final : ScoreWrapper {
     const LayerScores& scores = at_budget ? at_budget->scores : ranking.scores;
     for (std::size_t u = 0; u < order.size(); ++u) {
       const auto certain = static_cast<std::size_t>(first_ * kept[u]);
-      const auto safe = static_cast<std::size_t>(safe_ * std::min<double>(budget.tokens, static_cast<double>(layer.prompt)));
+      const auto safe = static_cast<std::size_t>(
+          safe_ * std::min<double>(budget.tokens, static_cast<double>(layer.prompt)));
       const std::span<const float> norms = std::span(ranking.scores.units[u].extra).last(layer.prompt);
-      order[u] = staged(scores.units[u].score, norms, order[u], std::max(certain, std::min<std::size_t>(safe, kept[u])));
+      order[u] = staged(scores.units[u].score, norms, order[u],
+                        std::max(certain, std::min<std::size_t>(safe, kept[u])));
     }
   }
 
@@ -78,10 +82,12 @@ struct Critical final : ScoreWrapper {
     const std::size_t tokens = score.size();
     std::vector<float> weighed(tokens);
     for (std::size_t t = 0; t < tokens; ++t) {
-      weighed[t] = static_cast<float>((static_cast<double>(score[t]) + epsilon_) * static_cast<double>(norms[t]));
+      weighed[t] =
+          static_cast<float>((static_cast<double>(score[t]) + epsilon_) * static_cast<double>(norms[t]));
     }
     std::vector<bool> taken(tokens, false);
-    std::vector<TokenIndex> out(base.begin(), base.begin() + static_cast<std::ptrdiff_t>(std::min(certain, base.size())));
+    std::vector<TokenIndex> out(base.begin(),
+                                base.begin() + static_cast<std::ptrdiff_t>(std::min(certain, base.size())));
     for (const TokenIndex t : out) taken[t] = true;
     std::vector<TokenIndex> sorted(tokens);
     sort_descending(weighed, sorted);

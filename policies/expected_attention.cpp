@@ -6,8 +6,8 @@
 // every key follows in closed form: z = mu.k / sqrt(d) + k' Sigma k / (2 d), softmax over the tokens after
 // the sinks, mean over the group, (s + epsilon) * |v|. The logit scale is 1/sqrt(d) even where a model has
 // its own, as in kvpress. Channels that the rotary embedding leaves alone are left alone here, where kvpress
-// rotates whole heads. expected_attention_stats (kvpress's ExpectedAttentionStatsPress) takes the statistics of other
-// prompts' queries from a file, which `kvsim trace queries` makes of traces.
+// rotates whole heads. expected_attention_stats (kvpress's ExpectedAttentionStatsPress) takes the statistics
+// of other prompts' queries from a file, which `kvsim trace queries` makes of traces.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -98,7 +98,9 @@ struct ExpectedAttention final : Policy {
 
   const PolicyTraits& traits() const override { return from_file ? kStatsTraits : kTraits; }
   void fields(FieldVisitor& f) override {
-    if (from_file) f.text("file", file_, "HDF5 file with /query_mean and /query_covariance, as 'kvsim trace queries' writes it");
+    if (from_file)
+      f.text("file", file_,
+             "HDF5 file with /query_mean and /query_covariance, as 'kvsim trace queries' writes it");
     f.number("future", future_, 1, 1u << 20, "positions after the prompt that the expectation covers");
     f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(),
              "first tokens that are always kept");
@@ -110,7 +112,9 @@ struct ExpectedAttention final : Policy {
   void prepare(Resources& resources) override {
     if (!from_file) return;
     if (file_.empty())
-      throw UserError("expected_attention_stats needs a file: make one with 'kvsim trace queries TRACE... --out queries.h5'");
+      throw UserError(
+          "expected_attention_stats needs a file: make one with 'kvsim trace queries TRACE... --out "
+          "queries.h5'");
     mean_of_file_.load(resources, file_, "/query_mean");
     if (covariance_) covariance_of_file_.load(resources, file_, "/query_covariance");
   }
@@ -161,8 +165,9 @@ struct ExpectedAttention final : Policy {
     }
     const QueryStats stats = head.query_stats(h);
     if (stats.sinks != sinks_) {
-      throw UserError("{}(sinks={}): the trace's query statistics leave out the first {} tokens, write sinks={}",
-                      traits().name, sinks_, stats.sinks, stats.sinks);
+      throw UserError(
+          "{}(sinks={}): the trace's query statistics leave out the first {} tokens, write sinks={}",
+          traits().name, sinks_, stats.sinks, stats.sinks);
     }
     return stats;
   }

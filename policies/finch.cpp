@@ -1,10 +1,11 @@
 // Finch: the question at the end of the prompt chooses what stays of the context.
 //
-// Corallo & Papotti, doi 10.1162/tacl_a_00716, as in kvpress (FinchPress): attention of the question's queries, each row
-// multiplied by the number of keys before it so that late rows do not count less (normalize), mean over the question and
-// over the group, no pooling; the question itself stays. `window` is the question's length: `kvsim trace info` shows the
-// segments of a trace recorded with --split. length > 0 keeps max(1, floor(length * budget / T)) tokens of every chunk.
-// kvpress rotates the kept keys to their new places afterwards; here they stay where they are.
+// Corallo & Papotti, doi 10.1162/tacl_a_00716, as in kvpress (FinchPress): attention of the question's
+// queries, each row multiplied by the number of keys before it so that late rows do not count less
+// (normalize), mean over the question and over the group, no pooling; the question itself stays. `window` is
+// the question's length: `kvsim trace info` shows the segments of a trace recorded with --split. length > 0
+// keeps max(1, floor(length * budget / T)) tokens of every chunk. kvpress rotates the kept keys to their new
+// places afterwards; here they stay where they are.
 #include <algorithm>
 #include <limits>
 
@@ -19,8 +20,9 @@ constexpr PolicyTraits kTraits{
     .name = "finch",
     .summary = "attention of the question's queries, later rows not discounted",
     .reference = "doi 10.1162/tacl_a_00716; kvpress FinchPress (rotation left out)",
-    .accounting = "the question is always kept and counts; with length: max(1, floor(length * budget / T)) tokens of "
-                  "every chunk, up to one per chunk below the budget",
+    .accounting =
+        "the question is always kept and counts; with length: max(1, floor(length * budget / T)) tokens of "
+        "every chunk, up to one per chunk below the budget",
     .windowed = true};
 
 struct Finch final : Policy {
@@ -33,11 +35,14 @@ struct Finch final : Policy {
     constexpr std::uint32_t kAny = std::numeric_limits<std::uint32_t>::max();
     f.number("window", window_, 0, kAny, "tokens of the question at the end of the prompt (required)");
     f.flag("normalize", normalize_, "multiply each row by the number of keys before it");
-    f.number("length", length_, 0, kAny, "tokens of a chunk, each of which keeps its share; 0 = the whole prompt");
+    f.number("length", length_, 0, kAny,
+             "tokens of a chunk, each of which keeps its share; 0 = the whole prompt");
   }
   void prepare(Resources&) override {
     if (window_ == 0)
-      throw UserError("finch needs the question's length in tokens, e.g. finch(window=24); 'kvsim trace info' shows segments");
+      throw UserError(
+          "finch needs the question's length in tokens, e.g. finch(window=24); 'kvsim trace info' shows "
+          "segments");
   }
   Need needs() const override { return Need::window_queries; }
   std::uint32_t window() const override { return window_; }
@@ -46,7 +51,8 @@ struct Finch final : Policy {
     const LayerGeometry& layer = head.geometry();
     const std::size_t tokens = layer.prompt;
     if (tokens <= window_)
-      throw UserError("finch(window={}) needs a prompt of more than {} tokens, this one has {}", window_, window_, tokens);
+      throw UserError("finch(window={}) needs a prompt of more than {} tokens, this one has {}", window_,
+                      window_, tokens);
     std::vector<std::vector<double>> rows;
     for (std::size_t h = 0; h < layer.group; ++h) {
       const MatrixView<const float> weights = head.attention({.count = window_}, h);
@@ -76,13 +82,15 @@ struct Finch final : Policy {
     for (std::size_t u = 0; u < kept.size(); ++u) {
       const auto& order = ranking.order[u];
       const auto& score = ranking.scores.units[u].score;
-      const auto end = std::partition_point(order.begin(), order.end(), [&](TokenIndex t) { return score[t] >= limit; });
+      const auto end =
+          std::partition_point(order.begin(), order.end(), [&](TokenIndex t) { return score[t] >= limit; });
       kept[u] = static_cast<std::uint32_t>(end - order.begin());
     }
   }
 
  private:
-  /// Puts in place of the score minus the smallest budget at which the token's chunk keeps it; the question first.
+  /// Puts in place of the score minus the smallest budget at which the token's chunk keeps it; the question
+  /// first.
   void share_chunks(UnitScores& unit) const {
     const std::size_t tokens = unit.score.size(), question = tokens - window_;
     std::vector<float> entry(tokens);

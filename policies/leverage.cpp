@@ -1,8 +1,9 @@
 // Leverage of keys: tokens whose keys other keys cannot stand in for.
 //
-// The geometric half of Compactor (Chari & Van Durme, arXiv:2507.08143), as in kvpress (LeverageScorePress): statistical
-// leverage of the centred keys before the rotary embedding, standardised over all heads of the layer. kvpress draws a
-// random sketch of 48 columns; the default here is the exact score without one (sketch=0), sketch=48 is kvpress's.
+// The geometric half of Compactor (Chari & Van Durme, arXiv:2507.08143), as in kvpress (LeverageScorePress):
+// statistical leverage of the centred keys before the rotary embedding, standardised over all heads of the
+// layer. kvpress draws a random sketch of 48 columns; the default here is the exact score without one
+// (sketch=0), sketch=48 is kvpress's.
 #include <limits>
 
 #include "policies/compactor_parts.h"

@@ -1,5 +1,5 @@
-// The average rotation of coming positions, which turns statistics of queries before the rotary embedding into an
-// expectation of future queries.
+// The average rotation of coming positions, which turns statistics of queries before the rotary embedding
+// into an expectation of future queries.
 #include "policies/mean_rotation.h"
 
 #include <algorithm>
@@ -46,7 +46,8 @@ Matrix<float> keys_before_rotation(const HeadFeatures& head, std::size_t first, 
   for (std::size_t t = 0; t < count; ++t) {
     for (std::size_t i = 0; i < pairs; ++i) {
       const double angle = static_cast<double>(first + t) * static_cast<double>(rope.inverse_frequency[i]);
-      const double cosine = std::cos(angle) / rope.attention_scaling, sine = std::sin(angle) / rope.attention_scaling;
+      const double cosine = std::cos(angle) / rope.attention_scaling,
+                   sine = std::sin(angle) / rope.attention_scaling;
       float& left = out(t, half ? i : 2 * i);
       float& right = out(t, half ? i + pairs : 2 * i + 1);
       const auto x = static_cast<double>(left), y = static_cast<double>(right);

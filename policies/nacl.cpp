@@ -1,11 +1,12 @@
 // NACL: a few proxy queries vote, and a part of the budget is drawn at random.
 //
-// arXiv:2408.03675 in the one-shot form of KVCache-Factory's selector: attention of the proxy queries (the last `suffix`
-// and the first `prefix` prompt queries) is summed; the proxies themselves and the sinks stay; of the rest of the budget
-// a share `random` is drawn without replacement from softmax(score / temperature) over the tokens that the vote leaves
-// out. A budget below what is protected keeps the newest of it. How the paper splits the two parts is not known to us:
-// suffix=32 and random=0.3 are our choice. Draws are keyed by (seed, trace, layer, query head), never by the budget, so
-// that the drawn tokens of a larger budget contain those of a smaller one but for those that the vote keeps by then.
+// arXiv:2408.03675 in the one-shot form of KVCache-Factory's selector: attention of the proxy queries (the
+// last `suffix` and the first `prefix` prompt queries) is summed; the proxies themselves and the sinks stay;
+// of the rest of the budget a share `random` is drawn without replacement from softmax(score / temperature)
+// over the tokens that the vote leaves out. A budget below what is protected keeps the newest of it. How the
+// paper splits the two parts is not known to us: suffix=32 and random=0.3 are our choice. Draws are keyed by
+// (seed, trace, layer, query head), never by the budget, so that the drawn tokens of a larger budget contain
+// those of a smaller one but for those that the vote keeps by then.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,7 +24,8 @@ constexpr PolicyTraits kTraits{
     .name = "nacl",
     .summary = "attention of proxy queries, and a random part",
     .reference = "arXiv:2408.03675; KVCache-Factory's selector (split of the parts: ours)",
-    .accounting = "proxies and sinks, newest first, then (1 - random) of the rest by score and `random` of it drawn",
+    .accounting =
+        "proxies and sinks, newest first, then (1 - random) of the rest by score and `random` of it drawn",
     .nested = false,
     .order_by_budget = true};
 
@@ -50,7 +52,8 @@ struct Nacl final : Policy {
     f.choice("unit", unit_, kUnitChoices, "what owns a kept set: a KV head or a query head");
   }
   void prepare(Resources&) override {
-    if (suffix_ + std::uint64_t{prefix_} == 0) throw UserError("nacl needs proxy queries: suffix or prefix above 0");
+    if (suffix_ + std::uint64_t{prefix_} == 0)
+      throw UserError("nacl needs proxy queries: suffix or prefix above 0");
   }
   Need needs() const override {
     return (suffix_ > 0 ? Need::window_queries : Need::none) | (prefix_ > 0 ? Need::all_queries : Need::none);
@@ -61,8 +64,8 @@ struct Nacl final : Policy {
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
     const LayerGeometry& layer = head.geometry();
     if (layer.prompt <= std::uint64_t{suffix_} + prefix_) {
-      throw UserError("nacl(suffix={},prefix={}) needs a prompt of more than {} tokens, this one has {}", suffix_, prefix_,
-                      std::uint64_t{suffix_} + prefix_, layer.prompt);
+      throw UserError("nacl(suffix={},prefix={}) needs a prompt of more than {} tokens, this one has {}",
+                      suffix_, prefix_, std::uint64_t{suffix_} + prefix_, layer.prompt);
     }
     std::vector<std::vector<double>> rows;
     for (std::size_t h = 0; h < layer.group; ++h) rows.push_back(votes(head, h));

@@ -1,9 +1,9 @@
 // Attention inside chunks of the prompt that ignores the order of its tokens.
 //
-// The attention half of Compactor (Chari & Van Durme, arXiv:2507.08143), as in kvpress (NonCausalAttnPress): every query
-// of a chunk attends to all keys of the chunk without the logit scale; column sums, mean over the group, times |v|,
-// averaged over three neighbours, standardised over all heads of the layer. A shorter last chunk is padded as kvpress
-// pads it, which gives its keys weight from queries that do not exist.
+// The attention half of Compactor (Chari & Van Durme, arXiv:2507.08143), as in kvpress (NonCausalAttnPress):
+// every query of a chunk attends to all keys of the chunk without the logit scale; column sums, mean over the
+// group, times |v|, averaged over three neighbours, standardised over all heads of the layer. A shorter last
+// chunk is padded as kvpress pads it, which gives its keys weight from queries that do not exist.
 #include "policies/compactor_parts.h"
 #include "policies/registry.h"
 

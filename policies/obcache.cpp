@@ -1,13 +1,15 @@
-// OBCache: what the outputs lose, to second order, when a key, a value or the pair is pruned (optimal brain damage).
+// OBCache: what the outputs lose, to second order, when a key, a value or the pair is pruned (optimal brain
+// damage).
 //
-// arXiv:2510.07651. For a query with attention a, logit s and output o over all it sees: value = a^2 |v|^2, key =
-// (a s)^2 |v - o|^2 (the logit goes to 0), joint = |a v + a s (v - o)|^2 = value + key + 2 a^2 s (|v|^2 - v.o); no_cross
-// leaves the last term out. Summed over query rows. The base says whose rows, as in the code this follows (a derivative
-// of the authors' first version; their second one was not to be had): h2o, the last `recent` queries (rows=window) or
-// all of them (rows=all); snapkv, the same rows, the sum pooled over neighbours; tova, the last query, no recents and no
-// pooling. p=1 makes the value form sum a |v|_1 (which is vatp's score), without the value norm the plain attention of
-// the base. The default recent=16 is that of the code's needle test; it names no other. Kept sets per query head, as there.
-// Logits carry the model's scale and no soft cap.
+// arXiv:2510.07651. For a query with attention a, logit s and output o over all it sees: value = a^2 |v|^2,
+// key = (a s)^2 |v - o|^2 (the logit goes to 0), joint = |a v + a s (v - o)|^2 = value + key + 2 a^2 s (|v|^2
+// - v.o); no_cross leaves the last term out. Summed over query rows. The base says whose rows, as in the code
+// this follows (a derivative of the authors' first version; their second one was not to be had): h2o, the
+// last `recent` queries (rows=window) or all of them (rows=all); snapkv, the same rows, the sum pooled over
+// neighbours; tova, the last query, no recents and no pooling. p=1 makes the value form sum a |v|_1 (which is
+// vatp's score), without the value norm the plain attention of the base. The default recent=16 is that of the
+// code's needle test; it names no other. Kept sets per query head, as there. Logits carry the model's scale
+// and no soft cap.
 #include <array>
 #include <limits>
 
@@ -47,10 +49,13 @@ struct ObCache final : Policy {
 
   const PolicyTraits& traits() const override { return traits_; }
   void fields(FieldVisitor& f) override {
-    f.choice("form", form_, kFormChoices, "what is pruned: key and value (without the cross term), value, or key");
+    f.choice("form", form_, kFormChoices,
+             "what is pruned: key and value (without the cross term), value, or key");
     f.choice("base", base_, kBaseChoices, "whose query rows count, which recents stay, and pooling");
-    f.number("recent", recent_, 1, kAny, "last prompt queries that vote and, but for base=tova, last tokens always kept");
-    f.choice("rows", rows_, kRowChoices, "the last `recent` queries, or all prompt queries; base=tova: the last one");
+    f.number("recent", recent_, 1, kAny,
+             "last prompt queries that vote and, but for base=tova, last tokens always kept");
+    f.choice("rows", rows_, kRowChoices,
+             "the last `recent` queries, or all prompt queries; base=tova: the last one");
     f.number("p", p_, 1, 2, "form=value: 2 as derived, 1 = attention times the L1 norm");
     f.flag("vnorm", vnorm_, "form=value: weigh by the norm of the value");
     f.choice("pool", pool_, kPoolChoices, "base=snapkv: how neighbours are pooled");
@@ -64,8 +69,10 @@ struct ObCache final : Policy {
   void prepare(Resources&) override {
     check_kernel(kTraits.name, kernel_);
     if (form_ != 1 && (p_ != 2 || !vnorm_))
-      throw UserError("obcache: p=1 and vnorm=false are forms of form=value, not of form={}", kFormChoices[form_]);
-    if (base_ == 2 && rows_ == 1) throw UserError("obcache: base=tova reads the last query only, write rows=window");
+      throw UserError("obcache: p=1 and vnorm=false are forms of form=value, not of form={}",
+                      kFormChoices[form_]);
+    if (base_ == 2 && rows_ == 1)
+      throw UserError("obcache: base=tova reads the last query only, write rows=window");
   }
   Need needs() const override {
     const bool outputs = form_ != 1;
@@ -99,7 +106,8 @@ struct ObCache final : Policy {
  private:
   /// The form's sum over the rows of one query head, [T].
   std::vector<double> sums(const HeadFeatures& head, std::size_t h) const {
-    const ObdSums of = traits_.windowed ? obd_sums(head, {.count = window()}, h, form_ != 1) : obd_sums(head, h, form_ != 1);
+    const ObdSums of =
+        traits_.windowed ? obd_sums(head, {.count = window()}, h, form_ != 1) : obd_sums(head, h, form_ != 1);
     std::vector<double> norms(of.weight.size(), 1.0);
     if (vnorm_) norms = row_norms(head.values(), p_ == 1 ? ValueNorm::l1 : ValueNorm::l2);
     std::vector<double> row(of.weight.size());

@@ -28,12 +28,12 @@ struct Lanes {
   }
 };
 
-/// Values without their mean, channel-major. Differences of values and outputs, which are means of values, stay what
-/// they are, but are no longer small differences of large numbers.
+/// Values without their mean, channel-major. Differences of values and outputs, which are means of values,
+/// stay what they are, but are no longer small differences of large numbers.
 struct CentredValues {
-  Matrix<float> channels;           // [dv, T]
-  std::vector<float> mean;          // [dv]
-  std::vector<float> square, along; // [T]: |v'|^2 and mean . v'
+  Matrix<float> channels;            // [dv, T]
+  std::vector<float> mean;           // [dv]
+  std::vector<float> square, along;  // [T]: |v'|^2 and mean . v'
 
   explicit CentredValues(MatrixView<const float> values)
       : channels(transposed(values)), square(values.rows, 0.0f), along(values.rows, 0.0f) {
@@ -72,14 +72,18 @@ struct TileOutputs {
 class Summing {
  public:
   Summing(const HeadFeatures& head, bool outputs)
-      : outputs_(outputs), scale_(static_cast<float>(head.geometry().softmax_scale)), sums_(head.geometry().prompt * 4) {
+      : outputs_(outputs),
+        scale_(static_cast<float>(head.geometry().softmax_scale)),
+        sums_(head.geometry().prompt * 4) {
     if (!outputs) return;
     keys_ = transposed(head.keys());
     values_.emplace(head.values());
   }
 
-  /// `weights` [seen, n]; `queries` [n, d] and `outputs` [dv, >= n] (channel-major) are read only with outputs.
-  void add(MatrixView<const float> weights, MatrixView<const float> queries, MatrixView<const float> outputs) {
+  /// `weights` [seen, n]; `queries` [n, d] and `outputs` [dv, >= n] (channel-major) are read only with
+  /// outputs.
+  void add(MatrixView<const float> weights, MatrixView<const float> queries,
+           MatrixView<const float> outputs) {
     const std::size_t seen = weights.rows, n = weights.cols;
     for (std::size_t t = 0; t < seen; ++t) add_weights(t, weights.row(t), n);
     if (!outputs_) return;
@@ -88,7 +92,8 @@ class Summing {
     Matrix<float> logits(seen, n, kRowPad), products(seen, n, kRowPad);
     accumulate_product(channels.view(), {keys_.data(), keys_.rows(), seen, keys_.stride()}, logits.view());
     const Matrix<float>& values = values_->channels;
-    accumulate_product(of.channels.view(), {values.data(), values.rows(), seen, values.stride()}, products.view());
+    accumulate_product(of.channels.view(), {values.data(), values.rows(), seen, values.stride()},
+                       products.view());
     for (std::size_t t = 0; t < seen; ++t) add_outputs(t, weights.row(t), logits.row(t), products.row(t), of);
   }
 
@@ -114,7 +119,8 @@ class Summing {
     sum(1, t) += square.total();
   }
 
-  void add_outputs(std::size_t t, const float* a, const float* logit, const float* vo, const TileOutputs& of) {
+  void add_outputs(std::size_t t, const float* a, const float* logit, const float* vo,
+                   const TileOutputs& of) {
     const float vv = values_->square[t], vm = values_->along[t];
     distances(t, vo, of);
     Lanes key, cross;
@@ -130,8 +136,8 @@ class Summing {
     sum(3, t) += cross.total();
   }
 
-  /// |v - o|^2 of a token and all rows; where both nearly agree, which is where one token has nearly all the weight,
-  /// from the differences themselves.
+  /// |v - o|^2 of a token and all rows; where both nearly agree, which is where one token has nearly all the
+  /// weight, from the differences themselves.
   void distances(std::size_t t, const float* vo, const TileOutputs& of) {
     constexpr float kNear = 0.05f;
     const float vv = values_->square[t];
@@ -146,7 +152,8 @@ class Summing {
       if (distance_[i] >= kNear * (vv + of.square[i])) continue;
       double square = 0;
       for (std::size_t c = 0; c < of.channels.rows(); ++c) {
-        const double difference = static_cast<double>(values_->channels(c, t)) - static_cast<double>(of.channels(c, i));
+        const double difference =
+            static_cast<double>(values_->channels(c, t)) - static_cast<double>(of.channels(c, i));
         square += difference * difference;
       }
       distance_[i] = static_cast<float>(square);
@@ -181,7 +188,8 @@ ObdSums obd_sums(const HeadFeatures& head, const QueryRows& rows, std::size_t qu
                              const MatrixView<const float> weights = head.attention(rows, query_head);
                              Matrix<float> channels;
                              if (outputs) channels = transposed(head.outputs(rows, query_head));
-                             summing.add(weights, outputs ? head.queries(rows, query_head) : MatrixView<const float>{},
+                             summing.add(weights,
+                                         outputs ? head.queries(rows, query_head) : MatrixView<const float>{},
                                          channels.view());
                              return summing.result();
                            }),
@@ -201,8 +209,8 @@ ObdSums obd_sums(const HeadFeatures& head, std::size_t query_head, bool outputs)
                                  for (std::size_t t = 0; t < weights.rows(); ++t)
                                    std::copy_n(tile.weights.row(t), tile.count, weights.row(t));
                                  channels = Matrix<float>(head.geometry().value_dim, tile.count, kRowPad);
-                                 attention_outputs(weights.view(), head.values(), 0, weights.rows(), 0, tile.count,
-                                                   channels.view(), {});
+                                 attention_outputs(weights.view(), head.values(), 0, weights.rows(), 0,
+                                                   tile.count, channels.view(), {});
                                }
                                summing.add(tile.weights, tile.queries, channels.view());
                              });

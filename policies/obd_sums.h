@@ -7,8 +7,8 @@
 
 namespace kvsim {
 
-/// Over the rows r of one query head, for every token, [T] each: a = attention, s = scaled logit, o = output over all
-/// that the row sees.
+/// Over the rows r of one query head, for every token, [T] each: a = attention, s = scaled logit, o = output
+/// over all that the row sees.
 struct ObdSums {
   std::span<const float> weight;  // sum a
   std::span<const float> square;  // sum a^2
@@ -16,11 +16,12 @@ struct ObdSums {
   std::span<const float> cross;   // sum 2 a^2 s (|v|^2 - v.o); likewise
 };
 
-/// Over a set of query rows, e.g. a window of the last rows.count prompt queries. Needs those queries, with `outputs` keys
-/// and values too. Shared by all who ask.
+/// Over a set of query rows, e.g. a window of the last rows.count prompt queries. Needs those queries, with
+/// `outputs` keys and values too. Shared by all who ask.
 ObdSums obd_sums(const HeadFeatures& head, const QueryRows& rows, std::size_t query_head, bool outputs);
 
-/// Over all prompt queries, a tile at a time: no n x n matrix. Needs all queries, with `outputs` keys and values too.
+/// Over all prompt queries, a tile at a time: no n x n matrix. Needs all queries, with `outputs` keys and
+/// values too.
 ObdSums obd_sums(const HeadFeatures& head, std::size_t query_head, bool outputs);
 
 }  // namespace kvsim

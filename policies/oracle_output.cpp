@@ -1,9 +1,10 @@
 // The exact worth of a token in hindsight: how much the outputs over the decode change without it.
 //
-// For every decode step and query head the change is a / (1 - a) |v - o| (the identity of CAOTE, arXiv:2504.14051,
-// with the true queries in place of the last prompt query); a token's score is the length of the change of all these
-// outputs stacked, the truth that the metric score_truth compares scores with. Exact for the removal of one token; of
-// larger sets it knows the members but not what they do together, so it is a strong reference and no bound.
+// For every decode step and query head the change is a / (1 - a) |v - o| (the identity of CAOTE,
+// arXiv:2504.14051, with the true queries in place of the last prompt query); a token's score is the length
+// of the change of all these outputs stacked, the truth that the metric score_truth compares scores with.
+// Exact for the removal of one token; of larger sets it knows the members but not what they do together, so
+// it is a strong reference and no bound.
 #include "policies/recipe.h"
 #include "policies/registry.h"
 #include "policies/removal_cost.h"

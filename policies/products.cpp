@@ -1,4 +1,5 @@
-// Products of tokens with query rows and quadratic forms, on the vector kernels: what output-aware scores share.
+// Products of tokens with query rows and quadratic forms, on the vector kernels: what output-aware scores
+// share.
 #include "policies/products.h"
 
 #include <algorithm>
@@ -65,7 +66,8 @@ std::vector<double> squared_lengths(MatrixView<const float> rows, const Matrix<d
   std::vector<double> out(rows.rows, 0.0);
   for (std::size_t c = 0; c < product.rows(); ++c) {
     const float* x = product.row(c);
-    for (std::size_t t = 0; t < out.size(); ++t) out[t] += static_cast<double>(x[t]) * static_cast<double>(x[t]);
+    for (std::size_t t = 0; t < out.size(); ++t)
+      out[t] += static_cast<double>(x[t]) * static_cast<double>(x[t]);
   }
   return out;
 }

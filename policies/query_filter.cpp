@@ -56,7 +56,8 @@ QueryFilter::QueryFilter(std::size_t group, std::size_t channels) {
 
 void QueryFilter::add(std::size_t query_head, MatrixView<const float> queries) {
   Moments& of = heads_.at(query_head);
-  KVSIM_CHECK(queries.cols == of.sum.size(), "queries of {} channels for a filter of {}", queries.cols, of.sum.size());
+  KVSIM_CHECK(queries.cols == of.sum.size(), "queries of {} channels for a filter of {}", queries.cols,
+              of.sum.size());
   const Matrix<float> gram = gram_matrix(queries);
   for (std::size_t t = 0; t < queries.rows; ++t)
     for (std::size_t c = 0; c < queries.cols; ++c) of.sum[c] += static_cast<double>(queries(t, c));
@@ -72,7 +73,8 @@ std::vector<float> QueryFilter::result() const {
     double along = 0;
     for (std::size_t c = 0; c < mean.size(); ++c) along += direction[c] * of.sum[c];
     const double sign = along > 0 ? -1.0 : 1.0;
-    for (std::size_t c = 0; c < mean.size(); ++c) mean[c] += sign * direction[c] / static_cast<double>(heads_.size());
+    for (std::size_t c = 0; c < mean.size(); ++c)
+      mean[c] += sign * direction[c] / static_cast<double>(heads_.size());
   }
   std::vector<float> filter;
   for (const double x : mean) filter.push_back(static_cast<float>(x));

@@ -15,8 +15,8 @@ class QueryFilter {
 
   /// Queries of one head as attention reads them, [n, d].
   void add(std::size_t query_head, MatrixView<const float> queries);
-  /// Mean over the heads of the leading eigenvector of their second moments, each of length 1 and turned so that the
-  /// mean query projects negatively onto it, [d].
+  /// Mean over the heads of the leading eigenvector of their second moments, each of length 1 and turned so
+  /// that the mean query projects negatively onto it, [d].
   std::vector<float> result() const;
 
  private:
@@ -27,8 +27,8 @@ class QueryFilter {
   std::vector<Moments> heads_;
 };
 
-/// Leading eigenvector of a symmetric matrix without negative eigenvalues, of length 1, by repeated squaring; its sign is
-/// that of its largest column. Zero for the zero matrix.
+/// Leading eigenvector of a symmetric matrix without negative eigenvalues, of length 1, by repeated squaring;
+/// its sign is that of its largest column. Zero for the zero matrix.
 std::vector<double> leading_eigenvector(const Matrix<double>& matrix);
 
 }  // namespace kvsim

@@ -1,7 +1,9 @@
 // Skip: leaves some layers whole, around any score.
 //
-// As published codes do with the first layers: L2 norm in KVCache-Factory and by its authors (skip(score=knorm)), Ada-KV
-// (`skip`), DBudgetKV. Those layers keep their whole prompt on top of the budget of the others: resident_tokens says so.
+// As published codes do with the first layers: L2 norm in KVCache-Factory and by its authors
+// (skip(score=knorm)), Ada-KV
+// (`skip`), DBudgetKV. Those layers keep their whole prompt on top of the budget of the others:
+// resident_tokens says so.
 #include <algorithm>
 #include <charconv>
 #include <vector>
@@ -17,8 +19,9 @@ constexpr PolicyTraits kTraits{
     .name = "skip",
     .summary = "leaves some layers whole, around any score",
     .reference = "KVCache-Factory (l2norm: layers 0 and 1), FFY0/AdaKV (skip)",
-    .accounting = "the whole prompt in the layers named, the budget of the policy under score in the others: resident "
-                  "tokens exceed the budget on average"};
+    .accounting =
+        "the whole prompt in the layers named, the budget of the policy under score in the others: resident "
+        "tokens exceed the budget on average"};
 
 SpecValue word(std::uint32_t layer) { return {SpecValue::Kind::word, std::to_string(layer), {}, {}}; }
 
@@ -33,7 +36,8 @@ struct Skip final : ScoreWrapper {
   }
   void prepare(Resources& resources) override {
     ScoreWrapper::prepare(resources);
-    if (layers_.kind != SpecValue::Kind::list) throw UserError("skip: layers is a list of numbers, e.g. layers=[0,1]");
+    if (layers_.kind != SpecValue::Kind::list)
+      throw UserError("skip: layers is a list of numbers, e.g. layers=[0,1]");
     numbers_.clear();
     for (const SpecValue& item : layers_.items) {
       std::uint32_t number = 0;

@@ -1,12 +1,12 @@
 // VATP: accumulated attention times the L1 norm of the value, on top of H2O or Scissorhands.
 //
-// Guo et al., "Attention score is not all you need for token importance indicator in KV cache reduction: value also
-// matters", arXiv:2406.12335, and the authors' code, once at the end of the prompt. base=h2o sums the attention of all
-// prompt queries; half of every budget goes to the newest tokens (recent_share=0.5: heavy .25 + recent .25 of the
-// prompt in the README). base=scissorhands takes the mean attention of the last `window` = 400 queries; the authors
-// keep 10 recent tokens there (recent=10,recent_share=0). The first 20 tokens are forced in both. Kept sets per query
-// head, as the code was written for models without groups. norm=none leaves the value out: H2O or Scissorhands with
-// the same recents.
+// Guo et al., "Attention score is not all you need for token importance indicator in KV cache reduction:
+// value also matters", arXiv:2406.12335, and the authors' code, once at the end of the prompt. base=h2o sums
+// the attention of all prompt queries; half of every budget goes to the newest tokens (recent_share=0.5:
+// heavy .25 + recent .25 of the prompt in the README). base=scissorhands takes the mean attention of the last
+// `window` = 400 queries; the authors keep 10 recent tokens there (recent=10,recent_share=0). The first 20
+// tokens are forced in both. Kept sets per query head, as the code was written for models without groups.
+// norm=none leaves the value out: H2O or Scissorhands with the same recents.
 #include <array>
 #include <limits>
 
@@ -17,13 +17,14 @@
 namespace kvsim {
 namespace {
 
-constexpr PolicyTraits kTraits{
-    .name = "vatp",
-    .summary = "accumulated attention times the L1 norm of the value",
-    .reference = "arXiv:2406.12335 and the authors' code",
-    .accounting = "sinks first, then `recent` newest tokens, then recent_share of the budget in newest tokens; all count",
-    .nested = false,
-    .order_by_budget = true};
+constexpr PolicyTraits kTraits{.name = "vatp",
+                               .summary = "accumulated attention times the L1 norm of the value",
+                               .reference = "arXiv:2406.12335 and the authors' code",
+                               .accounting =
+                                   "sinks first, then `recent` newest tokens, then recent_share of the "
+                                   "budget in newest tokens; all count",
+                               .nested = false,
+                               .order_by_budget = true};
 
 constexpr std::array<std::string_view, 2> kBaseChoices{"h2o", "scissorhands"};
 constexpr std::array<std::string_view, 3> kNormChoices{"none", "l1", "l2"};
@@ -42,7 +43,8 @@ struct Vatp final : Policy {
   const PolicyTraits& traits() const override { return traits_; }
   void fields(FieldVisitor& f) override {
     constexpr std::uint32_t kAny = std::numeric_limits<std::uint32_t>::max();
-    f.choice("base", base_, kBaseChoices, "attention of all prompt queries (h2o), or of the last `window` (scissorhands)");
+    f.choice("base", base_, kBaseChoices,
+             "attention of all prompt queries (h2o), or of the last `window` (scissorhands)");
     f.number("window", window_, 1, kAny, "base=scissorhands: last prompt queries that vote");
     f.number("sinks", sinks_, 0, kAny, "first tokens that are always kept");
     f.number("recent", recent_, 0, kAny, "last prompt tokens that are always kept");

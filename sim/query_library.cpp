@@ -1,4 +1,5 @@
-// What queries of recorded prompts look like on average: filters and statistics for policies that take them from a file.
+// What queries of recorded prompts look like on average: filters and statistics for policies that take them
+// from a file.
 #include "sim/query_library.h"
 
 #include <algorithm>
@@ -28,7 +29,8 @@ struct Moments {
     for (const double x : sum) mean.push_back(static_cast<float>(x / n));
     for (std::size_t a = 0; a < sum.size(); ++a)
       for (std::size_t b = 0; b < sum.size(); ++b)
-        covariance.push_back(static_cast<float>((squares(a, b) - sum[a] * sum[b] / n) / std::max(n - 1, 1.0)));
+        covariance.push_back(
+            static_cast<float>((squares(a, b) - sum[a] * sum[b] / n) / std::max(n - 1, 1.0)));
   }
   std::uint64_t count = 0;
   std::vector<double> sum;
@@ -37,9 +39,11 @@ struct Moments {
 
 void check_like_first(const TraceInfo& first, const TraceInfo& info, std::uint32_t sinks) {
   if (info.prompt_len <= sinks)
-    throw UserError("{}: its prompt of {} tokens is not longer than the {} left out", info.path, info.prompt_len, sinks);
-  const bool alike = info.num_query_heads == first.num_query_heads && info.num_kv_heads == first.num_kv_heads &&
-                     info.head_dim == first.head_dim && info.layers.size() == first.layers.size() &&
+    throw UserError("{}: its prompt of {} tokens is not longer than the {} left out", info.path,
+                    info.prompt_len, sinks);
+  const bool alike = info.num_query_heads == first.num_query_heads &&
+                     info.num_kv_heads == first.num_kv_heads && info.head_dim == first.head_dim &&
+                     info.layers.size() == first.layers.size() &&
                      std::equal(info.layers.begin(), info.layers.end(), first.layers.begin(),
                                 [](const LayerInfo& a, const LayerInfo& b) { return a.index == b.index; });
   if (!alike) throw UserError("{} has other heads or recorded layers than {}", info.path, first.path);
@@ -63,7 +67,8 @@ void add_head(const TraceReader& reader, std::size_t ordinal, std::uint32_t kv_h
     filter.add(h, queries);
     for (std::size_t t = sinks; t < queries.rows; ++t) {
       std::copy_n(queries.row(t), query.size(), query.begin());
-      unrotate(query, layer.inverse_frequency, info.rope_layout, layer.attention_scaling, static_cast<double>(t));
+      unrotate(query, layer.inverse_frequency, info.rope_layout, layer.attention_scaling,
+               static_cast<double>(t));
       moments[h].add(query);
     }
   }
@@ -79,7 +84,8 @@ QueryLibrary gather_queries(const std::vector<std::string>& traces, std::uint32_
     check_like_first(readers.front().info(), readers.back().info(), sinks);
   }
   const TraceInfo& first = readers.front().info();
-  QueryLibrary out{first.layers.size(), first.num_query_heads, first.num_kv_heads, first.head_dim, sinks, {}, {}, {}};
+  QueryLibrary out{
+      first.layers.size(), first.num_query_heads, first.num_kv_heads, first.head_dim, sinks, {}, {}, {}};
   for (std::size_t ordinal = 0; ordinal < first.layers.size(); ++ordinal) {
     for (std::uint32_t kv = 0; kv < first.num_kv_heads; ++kv) {
       QueryFilter filter(first.group(), first.head_dim);

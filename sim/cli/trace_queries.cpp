@@ -1,4 +1,5 @@
-// kvsim trace queries: filters and statistics of the queries of recorded prompts, for policies that read them from a file.
+// kvsim trace queries: filters and statistics of the queries of recorded prompts, for policies that read them
+// from a file.
 #include <fmt/format.h>
 
 #include <filesystem>
@@ -17,9 +18,12 @@ constexpr const char* kUsage =
     "usage: kvsim trace queries TRACE... -o FILE [options]\n\n"
     "Gathers the prompt queries of traces of one model, and writes what policies take from other prompts:\n"
     "  /filters           [layers, KV heads, channels]     for qfilter(file=FILE)\n"
-    "  /query_mean        [layers, query heads, channels]  for expected_attention_stats(file=FILE), before the\n"
-    "  /query_covariance  [..., channels, channels]        rotary embedding; the first --sinks tokens are left out\n"
-    "The traces need all prompt queries (kvsim-record --queries all, the default). Use other prompts than the ones that\n"
+    "  /query_mean        [layers, query heads, channels]  for expected_attention_stats(file=FILE), before "
+    "the\n"
+    "  /query_covariance  [..., channels, channels]        rotary embedding; the first --sinks tokens are "
+    "left out\n"
+    "The traces need all prompt queries (kvsim-record --queries all, the default). Use other prompts than "
+    "the ones that\n"
     "are replayed: a filter made of the very queries it is judged by knows too much.\n\n"
     "example:\n"
     "  kvsim trace queries a.h5 b.h5 -o queries.h5\n"
@@ -29,7 +33,8 @@ constexpr const char* kUsage =
 
 int trace_queries_command(const Arguments& arguments) {
   po::options_description options("options");
-  options.add_options()("help,h", "show this text")("output,o", po::value<std::string>(), "the file to write")(
+  options.add_options()("help,h", "show this text")("output,o", po::value<std::string>(),
+                                                    "the file to write")(
       "sinks", po::value<std::int64_t>()->default_value(4), "first tokens left out of mean and covariance")(
       "quiet,q", "no progress")("trace", po::value<std::vector<std::string>>(), "the traces to gather from");
   po::positional_options_description positional;
@@ -49,11 +54,12 @@ int trace_queries_command(const Arguments& arguments) {
   }
   const TraceReader first = TraceReader::open(traces.front());
   Progress bar("queries", first.info().layers.size() * first.info().num_kv_heads, values.count("quiet") > 0);
-  const QueryLibrary library = gather_queries(traces, static_cast<std::uint32_t>(sinks), [&bar] { bar.advance(); });
+  const QueryLibrary library =
+      gather_queries(traces, static_cast<std::uint32_t>(sinks), [&bar] { bar.advance(); });
   bar.finish();
   library.write(target, traces);
-  fmt::print("{}: filters, mean and covariance of {} layers, {} KV heads from {} trace{}\n", target, library.layers,
-             library.kv_heads, traces.size(), traces.size() == 1 ? "" : "s");
+  fmt::print("{}: filters, mean and covariance of {} layers, {} KV heads from {} trace{}\n", target,
+             library.layers, library.kv_heads, traces.size(), traces.size() == 1 ? "" : "s");
   return kDone;
 }
 

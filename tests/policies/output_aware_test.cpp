@@ -17,7 +17,8 @@ using Row = std::vector<double>;
 
 std::unique_ptr<Policy> policy_of(std::string_view spec) { return bind_policy(parse_specs(spec).at(0)); }
 
-void expect_row(const std::vector<float>& score, const Row& expected, double tolerance, const std::string& what) {
+void expect_row(const std::vector<float>& score, const Row& expected, double tolerance,
+                const std::string& what) {
   ASSERT_GE(score.size(), expected.size()) << what;
   for (std::size_t t = 0; t < expected.size(); ++t)
     EXPECT_NEAR(static_cast<double>(score[t]), expected[t], tolerance * std::max(1.0, std::abs(expected[t])))
@@ -77,7 +78,8 @@ TEST(OracleOutput, IsTheChangeOfTheStackedOutputsByBruteForce) {
   expect_row(joint.units[1].score, all, 1e-5, "KV head 1");
 }
 
-/// The example that OBCache, CAOTE and VATP share in the policy survey (G4): one head, q = [1, 1], scale 1/sqrt(2).
+/// The example that OBCache, CAOTE and VATP share in the policy survey (G4): one head, q = [1, 1], scale
+/// 1/sqrt(2).
 DenseLayer example_layer() {
   const double keys[3][2] = {{2, 0}, {0, 1}, {-1, 0}}, values[3][2] = {{1, 0}, {0, 2}, {3, 3}};
   DenseLayer layer;
@@ -115,7 +117,8 @@ std::vector<Row> damage(const DenseLayer& layer, std::size_t query_head, std::si
     const Attended row = attend(layer, query_head, p, kNone);
     for (std::size_t t = 0; t <= p; ++t) {
       double logit = 0;
-      for (std::size_t c = 0; c < g.key_dim; ++c) logit += layer.q[query_head][p][c] * layer.k[kv][t][c] * g.softmax_scale;
+      for (std::size_t c = 0; c < g.key_dim; ++c)
+        logit += layer.q[query_head][p][c] * layer.k[kv][t][c] * g.softmax_scale;
       for (std::size_t c = 0; c < g.value_dim; ++c) {
         const double a = row.weights[t], v = layer.v[kv][t][c], rest = a * logit * (v - row.output[c]);
         out[0][t] += a * v * a * v;
@@ -153,14 +156,16 @@ void expect_same_order(const std::string& a, const std::string& b, const DenseLa
 
 TEST(ObCache, WithTheFirstPowerIsVatpWithoutSinks) {
   const DenseLayer layer = random_layer(60, 2, 2, 8);
-  expect_same_order("obcache(form=value,p=1,rows=all,recent=6)", "vatp(sinks=0,recent=6,recent_share=0)", layer);
+  expect_same_order("obcache(form=value,p=1,rows=all,recent=6)", "vatp(sinks=0,recent=6,recent_share=0)",
+                    layer);
   expect_same_order("obcache(form=value,p=1,recent=6)",
                     "vatp(base=scissorhands,window=6,sinks=0,recent=6,recent_share=0)", layer);
 }
 
 TEST(ObCache, WithTheFirstPowerAndNoValuesIsItsBase) {
   const DenseLayer layer = random_layer(60, 2, 2, 9);
-  expect_same_order("obcache(form=value,p=1,vnorm=false,rows=all,recent=6)", "h2o(recent=6,unit=query)", layer);
+  expect_same_order("obcache(form=value,p=1,vnorm=false,rows=all,recent=6)", "h2o(recent=6,unit=query)",
+                    layer);
   expect_same_order("obcache(form=value,p=1,vnorm=false,base=snapkv,recent=6)",
                     "snapkv(window=6,kernel=7,pool=max,unit=query)", layer);
   expect_same_order("obcache(form=value,p=1,vnorm=false,base=tova)",
@@ -169,7 +174,9 @@ TEST(ObCache, WithTheFirstPowerAndNoValuesIsItsBase) {
 
 TEST(ObCache, RefusesCombinationsThatMeanNothing) {
   struct NoFiles final : Resources {
-    const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no {}", file); }
+    const ExternalArray& array(const std::string& file, const std::string&) override {
+      throw UserError("no {}", file);
+    }
   } files;
   EXPECT_THROW(policy_of("obcache(p=1)")->prepare(files), UserError);
   EXPECT_THROW(policy_of("obcache(form=key,vnorm=false)")->prepare(files), UserError);
@@ -192,7 +199,8 @@ TEST(Vatp, SplitsEveryBudgetBetweenTheNewestAndTheBest) {
     for (TokenIndex t = 40; t-- > 40 - recent && expected.size() < budget;)
       if (t > 1) expected.push_back(t);
     for (const TokenIndex t : ranking.order[0])  // sinks first, then by score
-      if (expected.size() < budget && std::find(expected.begin(), expected.end(), t) == expected.end()) expected.push_back(t);
+      if (expected.size() < budget && std::find(expected.begin(), expected.end(), t) == expected.end())
+        expected.push_back(t);
     std::sort(order.begin(), order.end());
     std::sort(expected.begin(), expected.end());
     EXPECT_EQ(order, expected) << budget;
@@ -213,15 +221,16 @@ TEST(DropKv, PoolsTheSquaredChangesOfTheWindowsOutputs) {
         }
       }
     }
-    for (std::size_t t = 0; t < 25; ++t) expected.push_back(((t > 0 ? change[t - 1] : 0) + change[t] + change[t + 1]) / 3);
+    for (std::size_t t = 0; t < 25; ++t)
+      expected.push_back(((t > 0 ? change[t - 1] : 0) + change[t] + change[t + 1]) / 3);
     expect_row(scores.units[kv].score, expected, 1e-4, "KV head " + std::to_string(kv));
   }
 }
 
 TEST(Caote, IsTheExactChangeOfTheRowThatItScoresBy) {
   const DenseLayer layer = random_layer(25, 2, 2, 6, 0);
-  const LayerScores scores =
-      score_layer(*policy_of("caote(score=compose(query=window(1),reduce=[mean],unit=query),join=none)"), layer, true);
+  const LayerScores scores = score_layer(
+      *policy_of("caote(score=compose(query=window(1),reduce=[mean],unit=query),join=none)"), layer, true);
   for (std::size_t h = 0; h < 4; ++h) {
     const Row whole = attend(layer, h, 24, kNone).output;
     Row expected;
@@ -265,12 +274,15 @@ TEST(Caote, RefusesScoresThatAreNoAttention) {
   const DenseLayer layer = random_layer(10, 1, 1, 7);
   EXPECT_THROW(score_layer(*policy_of("caote(score=knorm)"), layer), UserError);
   struct NoFiles final : Resources {
-    const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no {}", file); }
+    const ExternalArray& array(const std::string& file, const std::string&) override {
+      throw UserError("no {}", file);
+    }
   } files;
   EXPECT_THROW(policy_of("caote(score=critical)")->prepare(files), UserError);
 }
 
-/// Golden inputs of the press formulas, see golden_test.cpp, with W_O[a][c][m] = cos(0.2a + 0.5c - 0.3m), m < 5.
+/// Golden inputs of the press formulas, see golden_test.cpp, with W_O[a][c][m] = cos(0.2a + 0.5c - 0.3m), m
+/// < 5.
 DenseLayer press_layer() {
   DenseLayer layer;
   LayerGeometry& g = layer.geometry;
@@ -279,7 +291,8 @@ DenseLayer press_layer() {
   g.key_dim = g.value_dim = 4;
   g.softmax_scale = 0.5;
   const auto real = [](std::size_t i) { return static_cast<double>(i); };
-  layer.fill([=](std::size_t a, std::size_t t, std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
+  layer.fill([=](std::size_t a, std::size_t t,
+                 std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
              [=](std::size_t h, std::size_t t, std::size_t c) {
                return std::sin(0.7 * real(t) + 1.3 * real(c) + 0.9 * real(h) + 0.1) * (1 + 0.05 * real(t));
              },
@@ -289,14 +302,16 @@ DenseLayer press_layer() {
   for (std::size_t a = 0; a < 4; ++a) {
     std::vector<std::vector<double>> rows(4, Row(5));
     for (std::size_t c = 0; c < 4; ++c)
-      for (std::size_t m = 0; m < 5; ++m) rows[c][m] = std::cos(0.2 * real(a) + 0.5 * real(c) - 0.3 * real(m));
+      for (std::size_t m = 0; m < 5; ++m)
+        rows[c][m] = std::cos(0.2 * real(a) + 0.5 * real(c) - 0.3 * real(m));
     layer.output_projection.push_back(rows);
   }
   return layer;
 }
 
 TEST(Golden, CriticalKv) {
-  // Norms and second-stage scores of the formulas' section on golden values (independent float64 transcription).
+  // Norms and second-stage scores of the formulas' section on golden values (independent float64
+  // transcription).
   const Row norms{4.972566, 9.402194, 11.531460, 10.837422, 7.490005, 3.773860,
                   3.851334, 8.342550, 11.204828, 11.323772, 8.670263, 4.563951};
   const std::vector<Row> second{
@@ -310,10 +325,12 @@ TEST(Golden, CriticalKv) {
   const std::vector<std::uint32_t> kept{6, 6};
   const auto order = order_at(*policy, layer.geometry, ranking, {0, 6}, kept);
   for (std::size_t h = 0; h < 2; ++h) {
-    EXPECT_EQ(std::set<TokenIndex>(order[h].begin(), order[h].begin() + 3), (std::set<TokenIndex>{9, 10, 11}));
+    EXPECT_EQ(std::set<TokenIndex>(order[h].begin(), order[h].begin() + 3),
+              (std::set<TokenIndex>{9, 10, 11}));
     std::vector<TokenIndex> expected(9);
     std::iota(expected.begin(), expected.end(), 0);
-    std::sort(expected.begin(), expected.end(), [&](TokenIndex a, TokenIndex b) { return second[h][a] > second[h][b]; });
+    std::sort(expected.begin(), expected.end(),
+              [&](TokenIndex a, TokenIndex b) { return second[h][a] > second[h][b]; });
     EXPECT_EQ(std::vector<TokenIndex>(order[h].begin() + 3, order[h].end()), expected) << "KV head " << h;
     Row weighed;
     for (std::size_t t = 0; t < 9; ++t) {
@@ -349,7 +366,8 @@ DenseLayer projected_layer(std::uint64_t seed) {
   for (std::size_t a = 0; a < 4; ++a) {
     std::vector<std::vector<double>> rows(8, Row(7));
     for (std::size_t c = 0; c < 8; ++c)
-      for (std::size_t m = 0; m < 7; ++m) rows[c][m] = Philox(seed, stream_of(9, a, c, m)).next_double() - 0.5;
+      for (std::size_t m = 0; m < 7; ++m)
+        rows[c][m] = Philox(seed, stream_of(9, a, c, m)).next_double() - 0.5;
     layer.output_projection.push_back(rows);
   }
   return layer;
@@ -387,7 +405,8 @@ TEST(Critical, AroundAdaIsThePressOfBoth) {
     const auto best = [](const Row& row, std::size_t n) {
       std::vector<std::size_t> list(row.size());
       std::iota(list.begin(), list.end(), 0);
-      std::stable_sort(list.begin(), list.end(), [&](std::size_t x, std::size_t y) { return row[x] > row[y]; });
+      std::stable_sort(list.begin(), list.end(),
+                       [&](std::size_t x, std::size_t y) { return row[x] > row[y]; });
       list.resize(n);
       return list;
     };
@@ -406,7 +425,8 @@ TEST(Critical, AroundAdaIsThePressOfBoth) {
         for (std::size_t a = 2 * h; a < 2 * h + 2; ++a) {
           for (std::size_t m = 0; m < 7; ++m) {
             double projected = 0;
-            for (std::size_t c = 0; c < 8; ++c) projected += layer.v[h][t][c] * layer.output_projection[a][c][m];
+            for (std::size_t c = 0; c < 8; ++c)
+              projected += layer.v[h][t][c] * layer.output_projection[a][c][m];
             norm += std::abs(projected) / 2;
           }
         }

@@ -1,4 +1,5 @@
-// Scores of kvpress's remaining presses and of KVCache-Factory's selectors: golden values, plain references in double.
+// Scores of kvpress's remaining presses and of KVCache-Factory's selectors: golden values, plain references
+// in double.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -40,7 +41,8 @@ std::string refusal_of(std::string_view spec, Arrays files = {}) {
   return "";
 }
 
-void expect_row(const std::vector<float>& score, const Row& expected, double tolerance, const std::string& what) {
+void expect_row(const std::vector<float>& score, const Row& expected, double tolerance,
+                const std::string& what) {
   ASSERT_EQ(score.size(), expected.size()) << what;
   for (std::size_t t = 0; t < expected.size(); ++t)
     EXPECT_NEAR(static_cast<double>(score[t]), expected[t], tolerance * std::max(1.0, std::abs(expected[t])))
@@ -56,7 +58,8 @@ DenseLayer press_layer() {
   g.key_dim = g.value_dim = 4;
   g.softmax_scale = 0.5;
   const auto real = [](std::size_t i) { return static_cast<double>(i); };
-  layer.fill([=](std::size_t a, std::size_t t, std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
+  layer.fill([=](std::size_t a, std::size_t t,
+                 std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
              [=](std::size_t h, std::size_t t, std::size_t c) {
                return std::sin(0.7 * real(t) + 1.3 * real(c) + 0.9 * real(h) + 0.1) * (1 + 0.05 * real(t));
              },
@@ -72,12 +75,12 @@ constexpr double kGolden = 4e-6;
 TEST(Golden, NonCausalAttentionWithItsPaddedLastChunk) {
   const LayerScores scores = score_layer(*policy_of("noncausal(chunk=5)"), press_layer(), true);
   expect_row(scores.units[0].score,
-             {0.409146, 1.681324, 0.312466, -1.047588, 0.497728, 0.908315, 1.051001, -1.197300, -0.948650, -0.240562, 0.348548,
-              -0.810031},
+             {0.409146, 1.681324, 0.312466, -1.047588, 0.497728, 0.908315, 1.051001, -1.197300, -0.948650,
+              -0.240562, 0.348548, -0.810031},
              kGolden, "h0");
   expect_row(scores.units[1].score,
-             {1.088727, 1.883998, -0.250929, -1.689595, -0.012950, 0.754019, 1.289816, -0.571201, -0.955650, -0.892894,
-              -0.450095, -1.157644},
+             {1.088727, 1.883998, -0.250929, -1.689595, -0.012950, 0.754019, 1.289816, -0.571201, -0.955650,
+              -0.892894, -0.450095, -1.157644},
              kGolden, "h1");
 }
 
@@ -89,12 +92,12 @@ TEST(Golden, CapKv) {
   layer.inverse_frequency = {1.0f, 0.01f};
   const LayerScores scores = score_layer(*policy_of("capkv(sinks=2,future=8)"), layer, true);
   expect_row(scores.units[0].score,
-             {1.564285, 1.564285, 0.508019, 0.282016, 0.028662, 0.002120, 0.000512, 0.000318, 0.000928, 0.014645, 0.141656,
-              0.564285},
+             {1.564285, 1.564285, 0.508019, 0.282016, 0.028662, 0.002120, 0.000512, 0.000318, 0.000928,
+              0.014645, 0.141656, 0.564285},
              kGolden, "h0");
   expect_row(scores.units[1].score,
-             {1.564285, 1.564285, 0.530482, 0.135155, 0.021941, 0.005428, 0.001617, 0.001438, 0.011533, 0.070235, 0.246350,
-              0.511762},
+             {1.564285, 1.564285, 0.530482, 0.135155, 0.021941, 0.005428, 0.001617, 0.001438, 0.011533,
+              0.070235, 0.246350, 0.511762},
              kGolden, "h1");
 }
 
@@ -159,7 +162,8 @@ TEST(Leverage, IsThatOfTheCentredKeys) {
   const DenseLayer layer = random_layer(40, 2, 1, 31);
   const LayerScores scores = score_layer(*policy_of("leverage"), layer, true);
   const Rows expected = plain_leverage(layer);
-  for (std::size_t h = 0; h < 2; ++h) expect_row(scores.units[h].score, expected[h], 1e-5, "KV head " + std::to_string(h));
+  for (std::size_t h = 0; h < 2; ++h)
+    expect_row(scores.units[h].score, expected[h], 1e-5, "KV head " + std::to_string(h));
 }
 
 TEST(Leverage, LooksAtKeysBeforeTheRotaryEmbedding) {
@@ -186,10 +190,13 @@ TEST(Leverage, LooksAtKeysBeforeTheRotaryEmbedding) {
 
 TEST(Leverage, WithASketchIsRepeatableAndDependsOnTheSeed) {
   const DenseLayer layer = random_layer(40, 1, 1, 33);
-  const auto scores = [&](const char* spec) { return score_layer(*policy_of(spec), layer, true).units[0].score; };
+  const auto scores = [&](const char* spec) {
+    return score_layer(*policy_of(spec), layer, true).units[0].score;
+  };
   EXPECT_EQ(scores("leverage(sketch=4)"), scores("leverage(sketch=4,seed=0)"));
   EXPECT_NE(scores("leverage(sketch=4)"), scores("leverage(sketch=4,seed=1)"));
-  // Leverages of a sketch as wide as the keys are those of the keys: an invertible map changes none, but for the ridge.
+  // Leverages of a sketch as wide as the keys are those of the keys: an invertible map changes none, but for
+  // the ridge.
   const Rows exact = plain_leverage(layer);
   const std::vector<float> wide = scores("leverage(sketch=8)");
   for (std::size_t t = 0; t < 40; ++t) EXPECT_NEAR(static_cast<double>(wide[t]), exact[0][t], 0.1);
@@ -203,11 +210,13 @@ TEST(Compactor, BlendsBothScoresOfTheTokensBetweenItsEnds) {
     for (auto& head : *tensor) head.erase(head.begin(), head.begin() + 2);
   const LayerScores leverage = score_layer(*policy_of("leverage"), inner);
   const LayerScores attention = score_layer(*policy_of("noncausal(chunk=8)"), inner);
-  const LayerScores scores = score_layer(*policy_of("compactor(sinks=2,recent=1,chunk=8,blending=0.3)"), layer, true);
+  const LayerScores scores =
+      score_layer(*policy_of("compactor(sinks=2,recent=1,chunk=8,blending=0.3)"), layer, true);
   for (std::size_t h = 0; h < 2; ++h) {
     Row expected;
     for (std::size_t t = 0; t < 27; ++t)
-      expected.push_back(0.3 * static_cast<double>(leverage.units[h].score[t]) + static_cast<double>(attention.units[h].score[t]));
+      expected.push_back(0.3 * static_cast<double>(leverage.units[h].score[t]) +
+                         static_cast<double>(attention.units[h].score[t]));
     expect_row({scores.units[h].score.begin() + 2, scores.units[h].score.end() - 1}, expected, 1e-5, "blend");
     EXPECT_EQ(scores.units[h].protected_tokens, (std::vector<TokenIndex>{0, 1, 29}));
   }
@@ -237,11 +246,13 @@ TEST(Compactor, RefusesAPromptWithoutAnInside) {
 
 TEST(LeadingEigenvector, IsThatOfTheLargestEigenvalue) {
   // Eigenvalues 3, 2, 1 along known orthogonal directions.
-  const double directions[3][3] = {{2 / 3., 2 / 3., 1 / 3.}, {-2 / 3., 1 / 3., 2 / 3.}, {1 / 3., -2 / 3., 2 / 3.}};
+  const double directions[3][3] = {
+      {2 / 3., 2 / 3., 1 / 3.}, {-2 / 3., 1 / 3., 2 / 3.}, {1 / 3., -2 / 3., 2 / 3.}};
   Matrix<double> matrix(3, 3);
   for (std::size_t i = 0; i < 3; ++i)
     for (std::size_t r = 0; r < 3; ++r)
-      for (std::size_t c = 0; c < 3; ++c) matrix(r, c) += (3.0 - static_cast<double>(i)) * directions[i][r] * directions[i][c];
+      for (std::size_t c = 0; c < 3; ++c)
+        matrix(r, c) += (3.0 - static_cast<double>(i)) * directions[i][r] * directions[i][c];
   const Row found = leading_eigenvector(matrix);
   for (std::size_t c = 0; c < 3; ++c) EXPECT_NEAR(found[c], directions[0][c], 1e-12);
   EXPECT_EQ(leading_eigenvector(Matrix<double>(2, 2)), Row(2, 0.0));
@@ -295,14 +306,16 @@ TEST(ExpectedAttentionStats, WithTheTracesOwnStatisticsIsExpectedAttention) {
       for (std::size_t g = 0; g < 2; ++g) {
         const QueryStats stats = head.query_stats(g);
         for (const float x : stats.mean) mean.data.push_back(l == 1 ? x : 0.0f);
-        for (std::size_t i = 0; i < 64; ++i) covariance.data.push_back(l == 1 ? stats.covariance(i / 8, i % 8) : 0.0f);
+        for (std::size_t i = 0; i < 64; ++i)
+          covariance.data.push_back(l == 1 ? stats.covariance(i / 8, i % 8) : 0.0f);
       }
     }
   }
   const auto policy = policy_of("expected_attention_stats(file=queries.h5)");
   policy->prepare(files);
   policy->check(layer.geometry);
-  const LayerScores own = score_layer(*policy_of("expected_attention"), layer, true), read = score_layer(*policy, layer, true);
+  const LayerScores own = score_layer(*policy_of("expected_attention"), layer, true),
+                    read = score_layer(*policy, layer, true);
   for (std::size_t h = 0; h < 2; ++h) EXPECT_EQ(own.units[h].score, read.units[h].score);
   EXPECT_NE(refusal_of("expected_attention_stats"), "");
   mean.shape = {4, 2, 16};
@@ -318,8 +331,10 @@ TEST(LearnedScores, PassAnArrayOnAndProtectAsTheirAuthorsDo) {
   const auto zap = policy_of("kvzap(file=s.h5)"), fast = policy_of("fastkvzip(file=s.h5)");
   zap->prepare(files);
   fast->prepare(files);
-  EXPECT_EQ(score_layer(*zap, layer, true).units[0].score, std::vector<float>(scores.data.begin() + 100, scores.data.begin() + 200));
-  EXPECT_EQ(score_layer(*fast, layer, true).units[0].protected_tokens, (std::vector<TokenIndex>{0, 1, 2, 3, 99, 98}));
+  EXPECT_EQ(score_layer(*zap, layer, true).units[0].score,
+            std::vector<float>(scores.data.begin() + 100, scores.data.begin() + 200));
+  EXPECT_EQ(score_layer(*fast, layer, true).units[0].protected_tokens,
+            (std::vector<TokenIndex>{0, 1, 2, 3, 99, 98}));
   EXPECT_NE(refusal_of("kvzap"), "");
   scores.shape = {4, 100, 1};
   EXPECT_THROW(zap->check(layer.geometry), UserError);
@@ -334,7 +349,8 @@ TEST(Finch, WeighsEveryRowByTheKeysBeforeIt) {
     for (std::size_t g = 0; g < 2; ++g)
       for (std::size_t j = 0; j < 5; ++j)
         for (std::size_t t = 0; t < 15; ++t)
-          expected[t] += static_cast<double>(15 + j) * static_cast<double>(head.attention({.count = 5}, g)(t, j)) / 10;
+          expected[t] +=
+              static_cast<double>(15 + j) * static_cast<double>(head.attention({.count = 5}, g)(t, j)) / 10;
     expect_row({scores.units[h].score.begin(), scores.units[h].score.begin() + 15}, expected, 1e-6, "finch");
   }
 }
@@ -371,10 +387,12 @@ TEST(Finch, KeepsTheSameShareOfEveryChunk) {
 }
 
 /// The first `budget` tokens of the order at place `b`, ascending.
-std::vector<TokenIndex> kept_at(const Policy& policy, const DenseLayer& layer, std::size_t b, std::size_t unit = 0) {
+std::vector<TokenIndex> kept_at(const Policy& policy, const DenseLayer& layer, std::size_t b,
+                                std::size_t unit = 0) {
   const LayerRanking ranking = rank_layer(policy, layer.geometry, score_layer(policy, layer, true));
   const std::vector<std::uint32_t> kept(ranking.order.size(), layer.budgets[b]);
-  std::vector<TokenIndex> order = order_at(policy, layer.geometry, ranking, {b, layer.budgets[b]}, kept)[unit];
+  std::vector<TokenIndex> order =
+      order_at(policy, layer.geometry, ranking, {b, layer.budgets[b]}, kept)[unit];
   order.resize(layer.budgets[b]);
   std::sort(order.begin(), order.end());
   return order;
@@ -402,11 +420,14 @@ TEST(Block, ReadsKeyDiffBlockByBlock) {
     for (TokenIndex next = layer.budgets[b]; next < 30;) {
       for (int i = 0; i < 5 && next < 30; ++i) held.push_back(next++);
       Row anchor(8, 0.0);
-      const auto length = [](const Row& x) { return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0)); };
+      const auto length = [](const Row& x) {
+        return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0));
+      };
       for (const TokenIndex t : held)
         for (std::size_t c = 0; c < 8; ++c) anchor[c] += layer.k[0][t][c] / length(layer.k[0][t]);
       const auto cosine = [&](TokenIndex t) {
-        return std::inner_product(anchor.begin(), anchor.end(), layer.k[0][t].begin(), 0.0) / length(layer.k[0][t]);
+        return std::inner_product(anchor.begin(), anchor.end(), layer.k[0][t].begin(), 0.0) /
+               length(layer.k[0][t]);
       };
       std::sort(held.begin(), held.end(), [&](TokenIndex x, TokenIndex y) { return cosine(x) < cosine(y); });
       held.resize(layer.budgets[b]);
@@ -440,14 +461,16 @@ TEST(Nacl, DrawsWithTheProbabilitiesOfTheSoftmax) {
     ++drawn[kept[0]];
   }
   const double expected[3] = {.390694, .319873, .289433};
-  for (std::size_t t = 0; t < 3; ++t) EXPECT_NEAR(static_cast<double>(drawn[t]) / kDraws, expected[t], 0.025) << t;
+  for (std::size_t t = 0; t < 3; ++t)
+    EXPECT_NEAR(static_cast<double>(drawn[t]) / kDraws, expected[t], 0.025) << t;
 }
 
 TEST(Nacl, KeepsProxiesThenTheBestThenTheDrawn) {
   DenseLayer layer = random_layer(40, 1, 1, 71);
   layer.budgets = {3, 15, 25};
   const auto policy = policy_of("nacl(suffix=4,prefix=2,random=0.4)");
-  EXPECT_EQ(kept_at(*policy, layer, 0), (std::vector<TokenIndex>{37, 38, 39}));  // the newest of what is protected
+  EXPECT_EQ(kept_at(*policy, layer, 0),
+            (std::vector<TokenIndex>{37, 38, 39}));  // the newest of what is protected
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer, true));
   const std::vector<TokenIndex> small = kept_at(*policy, layer, 1), large = kept_at(*policy, layer, 2);
   EXPECT_TRUE(std::includes(large.begin(), large.end(), small.begin(), small.end()));
@@ -467,19 +490,23 @@ TEST(Nacl, WithoutTheRandomPartIsTheVoteOfTheProxies) {
   const auto votes = policy_of("compose(query=window(5),reduce=[sum,group(mean)],recent=5)");
   const LayerRanking plain = rank_layer(*votes, layer.geometry, score_layer(*votes, layer));
   for (std::size_t b = 0; b < 2; ++b)
-    for (std::size_t h = 0; h < 2; ++h) EXPECT_EQ(kept_at(*policy, layer, b, h), kept_tokens(plain, h, layer.budgets[b]));
+    for (std::size_t h = 0; h < 2; ++h)
+      EXPECT_EQ(kept_at(*policy, layer, b, h), kept_tokens(plain, h, layer.budgets[b]));
 }
 
 TEST(Scissorhands, CountsQueriesThatGiveLessThanTheEvenShare) {
   const DenseLayer layer = random_layer(30, 1, 2, 81);
-  const LayerScores scores = score_layer(*policy_of("scissorhands(form=count,window=7,recent=2)"), layer, true);
+  const LayerScores scores =
+      score_layer(*policy_of("scissorhands(form=count,window=7,recent=2)"), layer, true);
   const DenseFeatures head(layer, 0);
   for (std::size_t h = 0; h < 2; ++h) {
     Row expected(28, 0.0);
     for (std::size_t j = 0; j < 7; ++j) {
       const std::size_t seen = 30 - 7 + j + 1;
       for (std::size_t t = 0; t < std::min<std::size_t>(seen, 28); ++t)
-        expected[t] -= static_cast<double>(head.attention({.count = 7}, h)(t, j)) < 1.0 / static_cast<double>(seen) ? 1 : 0;
+        expected[t] -=
+            static_cast<double>(head.attention({.count = 7}, h)(t, j)) < 1.0 / static_cast<double>(seen) ? 1
+                                                                                                         : 0;
     }
     expect_row({scores.units[h].score.begin(), scores.units[h].score.begin() + 28}, expected, 1e-6, "counts");
   }
@@ -501,7 +528,8 @@ TEST(Skip, KeepsTheNamedLayersWhole) {
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer, true));
   for (std::uint32_t l = 0; l < 4; ++l) {
     layer.geometry.layer = l;
-    EXPECT_EQ(allocate(*policy, layer, ranking, 5), std::vector<std::uint32_t>(2, l == 0 || l == 2 ? 20 : 5)) << l;
+    EXPECT_EQ(allocate(*policy, layer, ranking, 5), std::vector<std::uint32_t>(2, l == 0 || l == 2 ? 20 : 5))
+        << l;
   }
   const auto far = policy_of("skip(layers=[7])");
   far->prepare(none);
