@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "traces/statistics.h"
+#include "sim/trace_statistics.h"
 
 namespace kvsim {
 

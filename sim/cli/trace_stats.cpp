@@ -11,7 +11,7 @@
 #include "sim/cli/options.h"
 #include "sim/cli/progress.h"
 #include "sim/cli/trace_commands.h"
-#include "traces/statistics.h"
+#include "sim/trace_statistics.h"
 
 namespace kvsim {
 namespace {

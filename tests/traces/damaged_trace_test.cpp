@@ -275,7 +275,7 @@ std::vector<Damage> extra_damages() {
          f.dataset("lookahead/snapkv-8/layers/001/kept")
              .write_raw(h5::Shape{1, 1}, h5::Shape{1, 1}, std::as_bytes(std::span(&bad, 1)));
        },
-       "kept: found 60 at 4, expected positions below 56"},
+       "kept: found 60 at 4, expected prompt positions below 48"},
       {"branch of nobody", [](h5::File& f) { f.group("branches/second").set_attribute("parent", "first"); },
        "/branches/second@parent: found 'first', expected another branch or nothing"},
       {"branch of itself", [](h5::File& f) { f.group("branches/second").set_attribute("parent", "second"); },

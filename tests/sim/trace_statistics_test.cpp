@@ -1,5 +1,5 @@
 // Statistics of a recording: against plain loops over exact attention, and cases whose answer is known.
-#include "traces/statistics.h"
+#include "sim/trace_statistics.h"
 
 #include <gtest/gtest.h>
 #include <omp.h>
@@ -87,7 +87,7 @@ TEST(HeadStatistics, CompareOnlyWhatBothQueriesSeeThroughAWindow) {
   EXPECT_TRUE(std::isnan(find(rows, S::top_overlap, 2).mean));
 }
 
-/// The definitions of statistics.h in plain loops, from keys and queries.
+/// The definitions of trace_statistics.h in plain loops, from keys and queries.
 struct Plain {
   std::vector<std::vector<double>> attention;  // [S][visible tokens]
   const TraceInfo& info;

@@ -1,5 +1,5 @@
 // Statistics of a recording that need no policy.
-#include "traces/statistics.h"
+#include "sim/trace_statistics.h"
 
 #include <algorithm>
 #include <array>
