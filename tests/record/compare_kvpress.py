@@ -166,9 +166,10 @@ def whole_kept(pair, model: Model) -> dict[float, Kept]:
             if not zip_like:
                 press.prepare_important_masks()
             evict(*args)
-            for one, scores in zip(layers, press.score_val[:, 0] if zip_like else press.scores):
+            for one, scores, (keys, _) in zip(layers, press.score_val[:, 0] if zip_like else press.scores, whole):
                 kept.scores[one.module.layer_idx] = pair.score(scores.double())
-                collect(kept, one.module, one.keys, cache.layers[one.module.layer_idx].keys[:, :, : one.keys.shape[2]])
+                tokens, left = one.keys.shape[2], cache.layers[one.module.layer_idx].keys
+                collect(kept, one.module, keys[:, :, :tokens], left[:, :, :tokens])  # behind them may stand a second reading
 
     setattr(press, "compress_post" if zip_like else "compress_cache", evict_at_every_ratio)
     net.config.name_or_path = model.plain_tokenizer()
