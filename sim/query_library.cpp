@@ -7,8 +7,6 @@
 #include "kernels/error.h"
 #include "policies/query_filter.h"
 #include "sim/features.h"
-#include "traces/h5/file.h"
-#include "traces/h5/pending_file.h"
 #include "traces/trace_reader.h"
 
 namespace kvsim {
@@ -99,20 +97,6 @@ QueryLibrary gather_queries(const std::vector<std::string>& traces, std::uint32_
     }
   }
   return out;
-}
-
-void QueryLibrary::write(const std::string& path, const std::vector<std::string>& traces) const {
-  h5::PendingFile pending(path);
-  h5::File file = h5::File::create(pending.path(), h5::File::Create::replace);
-  file.set_attribute("format", "kvsim-queries");
-  file.set_attribute("version", "1.0");
-  file.set_attribute("sinks", sinks);
-  file.write_column("traces", traces);
-  file.write_array("filters", {layers, kv_heads, channels}, std::span(filters));
-  file.write_array("query_mean", {layers, query_heads, channels}, std::span(mean));
-  file.write_array("query_covariance", {layers, query_heads, channels, channels}, std::span(covariance));
-  file.close();
-  pending.commit();
 }
 
 }  // namespace kvsim

@@ -17,9 +17,6 @@ struct QueryLibrary {
   std::vector<float> filters;     // [layers, KV heads, channels]: Q-Filters, see QueryFilter
   std::vector<float> mean;        // [layers, query heads, channels], before the rotary embedding
   std::vector<float> covariance;  // [layers, query heads, channels, channels], divisor n - 1
-
-  /// Writes /filters, /query_mean, /query_covariance; the file appears complete or not at all.
-  void write(const std::string& path, const std::vector<std::string>& traces) const;
 };
 
 /// Reads the traces head by head; `progress` is called after every head. Throws UserError where a trace lacks

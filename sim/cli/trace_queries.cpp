@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "analysis/query_store.h"
 #include "kernels/error.h"
 #include "sim/cli/options.h"
 #include "sim/cli/progress.h"
@@ -57,7 +58,7 @@ int trace_queries_command(const Arguments& arguments) {
   const QueryLibrary library =
       gather_queries(traces, static_cast<std::uint32_t>(sinks), [&bar] { bar.advance(); });
   bar.finish();
-  library.write(target, traces);
+  write_queries(library, target, traces);
   fmt::print("{}: filters, mean and covariance of {} layers, {} KV heads from {} trace{}\n", target,
              library.layers, library.kv_heads, traces.size(), traces.size() == 1 ? "" : "s");
   return kDone;
