@@ -3,8 +3,10 @@
 
 Reads the same trace. Once per KV head: logits, softmax, exact outputs, ranks (a stable sort) and needed sets. Then, per
 point (ranking, budget): one softmax over what is kept, one product with the values, and from them output error, attention
-recall, query consistency, set consistency and miss rates, every step and query head. Both ways of masking (filling the
-whole logits, or gathering the kept columns) are timed on the first head and the faster one is kept per budget; with
+recall, query consistency, set consistency and miss rates, every step and query head. Three ways are timed on the first head
+and the fastest is kept per budget: filling the whole logits ("mask"), gathering the kept columns ("gather"), and gathering
+rows of logits that were transposed once ("token"); --methods mask,gather leaves the transposed copies to kvsim, whose idea
+they are. Sums over kept tokens (recall, misses) are products with a 0/1 vector, or over gathered rows where few are kept. With
 --dtype bfloat16 the per-point product runs in half precision (its error is printed). Rankings are the oracle's scores under
 growing noise: what a ranking costs to compute is not counted here, as it is the same work for both.
 
@@ -34,6 +36,7 @@ def arguments():
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the per-point product")
     parser.add_argument("--max-heads", type=int, help="run so many KV heads and extrapolate")
     parser.add_argument("--max-rankings", type=int, help="run so many rankings and extrapolate")
+    parser.add_argument("--methods", default="mask,gather,token", help="ways to choose from")
     parser.add_argument("--budget-list", help="budgets in tokens, separated by commas, instead of --budgets even ones")
     parser.add_argument("--dump", help="write the metrics of the ranking without noise to this file")
     parser.add_argument("--json", help="write the timings to this file")
@@ -73,54 +76,70 @@ class Head:
         mass = sorted_weights.cumsum(dim=1, dtype=torch.float64)
         rank_in_row = torch.empty_like(order, dtype=torch.int32)
         rank_in_row.scatter_(1, order, torch.arange(tokens, dtype=torch.int32).expand(rows, -1))
-        self.needed = []
+        needed = []
         for c in MASS_FRACTIONS:
             size = (mass < c * mass[:, -1:]).sum(dim=1) + 1
-            needed = rank_in_row < size[:, None]
-            self.needed.append((needed, needed.sum(dim=1).float()))
+            needed.append(rank_in_row < size[:, None])
+        self.needed_size = torch.stack([of_row.sum(dim=1) for of_row in needed]).float()
+        # What is summed over kept tokens, one row per token: weights, then membership of each needed set.
+        self.summed = torch.cat([self.weights.T] + [of_row.T.float() for of_row in needed], dim=1).contiguous()
         is_prompt = order < prompt
         prompt_rank = torch.empty_like(rank_in_row)
         prompt_rank.scatter_(1, order, (is_prompt.cumsum(dim=1, dtype=torch.int32) - 1))
-        self.rank = prompt_rank[:, :prompt].contiguous()
+        self.rank = prompt_rank[:, :prompt].T.contiguous()
+        self.logits_by_token = self.logits.T.contiguous()
         self.oracle = self.weights[:, :prompt].sum(dim=0, dtype=torch.float64)
         self.oracle_order = torch.sort(self.oracle, descending=True, stable=True).indices
         self.decode = torch.arange(prompt, tokens)
 
-    def kept_softmax(self, kept, method):
+    def product(self, weights, value, dtype):
+        if dtype == torch.float32:
+            return torch.mm(weights, value)
+        return torch.mm(weights.to(dtype), value.to(dtype)).float()
+
+    def kept_output(self, kept, method, dtype):
+        """Attention over the kept tokens alone."""
+        if method == "token":
+            weights = torch.softmax(self.logits_by_token.index_select(0, kept), dim=0)
+            return self.product(weights.T, self.value.index_select(0, kept), dtype)
         if method == "gather":
-            return torch.softmax(self.logits.index_select(1, kept), dim=1)
+            weights = torch.softmax(self.logits.index_select(1, kept), dim=1)
+            return self.product(weights, self.value.index_select(0, kept), dtype)
         mask = torch.ones(self.logits.shape[1], dtype=torch.bool)
         mask[kept] = False
-        return torch.softmax(self.logits.masked_fill(mask, float("-inf")), dim=1)
+        return self.product(torch.softmax(self.logits.masked_fill(mask, float("-inf")), dim=1), self.value, dtype)
+
+    def kept_sums(self, kept):
+        """Recall and the kept part of each needed set: sums over the kept tokens of `summed`, [4, rows]."""
+        if 4 * kept.numel() < self.summed.shape[0]:
+            sums = self.summed.index_select(0, kept).sum(dim=0)
+        else:
+            held = torch.zeros(self.summed.shape[0])
+            held[kept] = 1
+            sums = torch.mv(self.summed.T, held)
+        return sums.view(1 + len(MASS_FRACTIONS), -1)
 
     def point(self, order, budget, method, dtype):
         """All metrics of one (ranking, budget): per-row tensors and one set consistency."""
-        chosen = order[:budget]
+        chosen = order[:budget].sort().values  # ascending: gathered in the order of memory
         kept = torch.cat((chosen, self.decode))
-        weights = self.kept_softmax(kept, method)
-        value = self.value.index_select(0, kept) if method == "gather" else self.value
-        if dtype == torch.float32:
-            output = torch.mm(weights, value)
-        else:
-            output = torch.mm(weights.to(dtype), value.to(dtype)).float()
-        error = (output - self.output).norm(dim=1) / self.norm
-        recall = self.weights.index_select(1, kept).sum(dim=1)
-        query = (self.rank.index_select(1, chosen) < budget).sum(dim=1) / budget
+        error = (self.kept_output(kept, method, dtype) - self.output).norm(dim=1) / self.norm
+        sums = self.kept_sums(kept)
+        query = (self.rank.index_select(0, chosen) < budget).sum(dim=0) / budget
         ideal = torch.zeros(self.prompt, dtype=torch.bool)
         ideal[self.oracle_order[:budget]] = True
         same_set = ideal[chosen].sum() / budget
-        misses = [1 - needed.index_select(1, kept).sum(dim=1) / size for needed, size in self.needed]
-        return error, recall, query, same_set, misses
+        return error, sums[0], query, same_set, 1 - sums[1:] / self.needed_size
 
 
-def faster_methods(head, order, budgets, dtype):
-    """Per budget, the quicker way of masking, measured."""
+def fastest_methods(head, order, budgets, dtype, candidates):
+    """Per budget, the quickest way, measured."""
     methods = []
     for budget in budgets:
         taken = {}
-        for method in ("mask", "gather"):
+        for method in candidates:
             times = []
-            for _ in range(2):
+            for _ in range(3):
                 start = time.perf_counter()
                 head.point(order, budget, method, dtype)
                 times.append(time.perf_counter() - start)
@@ -177,7 +196,7 @@ def main():
             if number == run_rankings:
                 break
             if methods is None:
-                methods = faster_methods(head, order, budgets, dtype)
+                methods = fastest_methods(head, order, budgets, dtype, options.methods.split(","))
             for budget, method in zip(budgets, methods):
                 start = time.perf_counter()
                 error, recall, query, same_set, misses = head.point(order, budget, method, dtype)
@@ -196,9 +215,9 @@ def main():
     per_point = sum(points) / len(points)
     print("means over points: " + ", ".join(f"{name} {value / len(points):.4f}" for name, value in sums.items()))
     if dtype != torch.float32:
-        full = head.point(torch.arange(prompt), prompt, "mask", dtype)[0]
+        full = head.point(torch.arange(prompt), prompt, methods[-1], dtype)[0]
         print(f"half precision alone makes an output error of {float(full.max()):.1e} (full cache)")
-    print(f"masking per budget: {' '.join(methods)}")
+    print(f"method per budget: {' '.join(methods)}")
     print(f"reading {read:.3f} s; once per KV head {per_head * 1e3:.1f} ms; per point {per_point * 1e3:.3f} ms")
     total_points = len(heads) * options.rankings * len(budgets)
     if len(points) == total_points:
@@ -216,7 +235,7 @@ def main():
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"per_head_s": per_head, "per_point_s": per_point, "points_run": len(points), "points": total_points,
-                       "heads_run": len(run_heads), "heads": len(heads), "rankings_run": run_rankings,
+                       "methods": methods, "heads_run": len(run_heads), "heads": len(heads), "rankings_run": run_rankings,
                        "total_s": per_head * len(heads) + per_point * total_points, "torch": torch.__version__}, file)
 
 
