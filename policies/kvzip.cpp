@@ -2,8 +2,8 @@
 //
 // arXiv:2505.23416, kvpress's KVzipPress. A second pass over the prompt is recorded (kvsim-record --second-pass
 // repeat); a token's score is the largest attention weight that it gets from any query of that pass and any query head of
-// the group. plus=true uses weights times |v Wo| / |x|. The first 4 tokens have score 1, as in the press where a chat
-// template stands before the text; other tokens of that prefix keep 0. Budgets: the best tokens over all layers and heads
+// the group. plus=true uses weights times |v Wo| / |x|. The first 4 tokens come before all others, as in kvpress 0.5.5
+// (its earlier versions gave them 1, which only scores of the plus form exceed). Budgets: the best tokens over all layers and heads
 // of the model, or of each layer with layerwise=true. The counts of all layers sum to the budget exactly.
 #include <algorithm>
 #include <limits>
@@ -21,8 +21,10 @@ constexpr PolicyTraits kTraits{
     .name = "kvzip",
     .summary = "largest attention when the model repeats the prompt, one ranking over all layers and heads",
     .reference = "arXiv:2505.23416; kvpress KVzipPress",
-    .accounting = "budget tokens per KV head on average over the recorded layers; nothing is protected",
+    .accounting = "budget tokens per KV head on average over the recorded layers; the sinks come first",
     .model_wide = true};
+
+constexpr float kComesFirst = 1e9f;  // above every weight, as the press lifts its sinks over the largest score
 
 struct KvZip final : Policy {
   PolicyTraits traits_ = kTraits;
@@ -33,7 +35,7 @@ struct KvZip final : Policy {
   const PolicyTraits& traits() const override { return traits_; }
   void fields(FieldVisitor& f) override {
     f.flag("layerwise", layerwise_, "rank the heads of each layer by themselves");
-    f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(), "first tokens that get the score 1");
+    f.number("sinks", sinks_, 0, std::numeric_limits<std::uint32_t>::max(), "first tokens, kept before all others");
     f.flag("plus", plus_, "weigh by what the value writes, relative to the block's input");
     if (traits_.model_wide == layerwise_) traits_.model_wide = !layerwise_;
   }
@@ -52,7 +54,7 @@ struct KvZip final : Policy {
       const std::span<const float> row = head.second_pass(statistic(), h);
       for (std::size_t t = 0; t < score.size(); ++t) score[t] = std::max(score[t], row[t]);
     }
-    std::fill_n(score.begin(), std::min<std::size_t>(sinks_, score.size()), 1.0f);
+    std::fill_n(score.begin(), std::min<std::size_t>(sinks_, score.size()), kComesFirst);
   }
   std::vector<float> summarise(const LayerGeometry&, const LayerRanking& ranking) const override {
     return pool_summary(ranking);

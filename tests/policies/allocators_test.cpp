@@ -263,7 +263,7 @@ TEST(KvZip, RanksTheLargestWeightOverTheGroupAfterTheSinks) {
   for (std::size_t u = 0; u < 2; ++u)
     for (std::size_t t = 0; t < 12; ++t) {
       const auto& rows = layer.second_pass["kvzip"];
-      EXPECT_EQ(scores.units[u].score[t], t < 2 ? 1.0f : std::max(rows[2 * u][t], rows[2 * u + 1][t]));
+      EXPECT_EQ(scores.units[u].score[t], t < 2 ? 1e9f : std::max(rows[2 * u][t], rows[2 * u + 1][t]));
     }
 }
 

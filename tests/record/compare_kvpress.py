@@ -6,7 +6,8 @@
 
 Per press one line: the share of kvpress' kept positions that kvsim keeps too, at budgets of 5, 10, 20 and 40 % of the prompt, at the
 very token counts that kvpress keeps, and what the differences are, by kvpress' own scores. A tie: kvsim keeps another token of the very
-same score (torch.topk takes any of them; where a protected window or a block of equal ranks is larger than the budget, most are such).
+same score, or of one that float32 cannot tell apart over the scores' range (torch.topk takes any of them; where a protected window or a
+block of equal ranks is larger than the budget, most are such).
 Rounding: the scores differ by less than 1e-3 of the layer's range. Count: kvpress kept a token more or less in that head, because it
 rounds a budget otherwise. Exit code 1 where less than 99.9 % of the positions are the same or tied, or where a difference has none of
 these reasons.
@@ -216,11 +217,12 @@ def compare(name: str, pair, model: Model, options, folder: Path) -> bool:
         ours |= {ratio: found[budget] for ratio, budget in mine.items()}
     shares, why, largest, good = [], dict.fromkeys(REASONS, 0), 0.0, True
     for ratio in RATIOS:
-        found, gap = differences(theirs[ratio], ours[ratio], pair.scope)
+        found, gap = differences(theirs[ratio], ours[ratio], pair.scope, pair.rounding)
         largest = max(largest, gap)
         kept = sum(len(positions) for positions in theirs[ratio].sets.values())
         same = kept - sum(found.values())
-        good &= same + found["tied"] >= DEMANDED * kept and found["unexplained"] == 0
+        alike = same + found["tied"] + (found["by count"] if pair.more else 0)
+        good &= alike >= DEMANDED * kept and found["unexplained"] == 0
         shares.append(f"{budgets[ratio]}: {100 * same / kept:.3f} %")
         why = {reason: why[reason] + found[reason] for reason in REASONS}
     said = ", ".join(f"{count} {reason}" for reason, count in why.items() if count) or "none"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 ROUNDING = 1e-3  # of the range of the scores: float32 against double, solves of linear systems included
+SAME = 2.0**-22  # of the range of the scores: float32 cannot tell them apart
 
 
 @dataclass
@@ -30,7 +31,7 @@ def span_of(scores: torch.Tensor) -> float:
     return float(plain.max() - plain.min()) if len(plain) else 0.0
 
 
-def differences(theirs: Kept, ours: Kept, scope: str) -> tuple[dict[str, int], float]:
+def differences(theirs: Kept, ours: Kept, scope: str, rounding: float = ROUNDING) -> tuple[dict[str, int], float]:
     """Positions that only kvpress keeps, by what kvpress' scores say of them: how near is something that kvsim kept instead? And the
     largest such distance, relative to the range of the scores."""
     counts, largest = dict.fromkeys(REASONS, 0), 0.0
@@ -48,7 +49,7 @@ def differences(theirs: Kept, ours: Kept, scope: str) -> tuple[dict[str, int], f
             continue
         gaps = np.min([nearest(scores, missing, extra) for scores in kinds], axis=0)
         for gap in gaps:
-            counts["tied" if gap == 0 else "by rounding" if gap <= ROUNDING else "unexplained"] += 1
+            counts["tied" if gap <= SAME else "by rounding" if gap <= rounding else "unexplained"] += 1
             largest = max(largest, float(gap))
     return counts, largest
 

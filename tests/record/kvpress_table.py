@@ -6,6 +6,7 @@ from unittest import mock
 
 import kvpress as k
 import torch
+from kvpress_kept import ROUNDING
 
 # What a press shares its budget over: a head's tokens, a layer's, or the model's.
 HEAD, LAYER, MODEL = "head", "layer", "model"
@@ -15,7 +16,8 @@ HEAD, LAYER, MODEL = "head", "layer", "model"
 class Pair:
     """`press(r)` removes the fraction r; `spec`, or `spec(r)`, is what kvsim is asked for. `eager` presses need attention
     matrices, `whole` ones run the model themselves. `score` turns kvpress' own scores [Hkv, T] into those that its selection
-    compares. `budget`: the tokens that kvpress kept; what the ratio means, for policies that round like kvpress; or the prompt, for
+    compares. `rounding`: how far apart, relative to their range, two scores may be by rounding. `more`: kvpress keeps a token where
+    its budget leaves none, beyond the total, which kvsim keeps exactly. `budget`: the tokens that kvpress kept; what the ratio means, for policies that round like kvpress; or the prompt, for
     those whose size is their own."""
 
     press: Callable
@@ -25,6 +27,8 @@ class Pair:
     whole: bool = False
     budget: Literal["kept", "ratio", "prompt"] = "kept"
     score: Callable = field(default=lambda scores: scores)
+    rounding: float = ROUNDING
+    more: bool = False
 
 
 def chunk_means(length: int):
@@ -65,7 +69,7 @@ PAIRS = {
     "KnormPress": Pair(lambda r: k.KnormPress(r), "knorm"),
     "KeyDiffPress": Pair(lambda r: k.KeyDiffPress(r), "keydiff"),
     "StreamingLLMPress": Pair(lambda r: k.StreamingLLMPress(r), "streaming_llm"),
-    "LagKVPress": Pair(lambda r: k.LagKVPress(r), "lagkv"),
+    "LagKVPress": Pair(lambda r: k.LagKVPress(r), "lagkv", rounding=1 / 127),  # scores are ranks in blocks of 128
     "CURPress": Pair(lambda r: k.CURPress(r), "cur"),
     "SnapKVPress": Pair(lambda r: k.SnapKVPress(r), "snapkv"),
     "SnapKVPress, window 16, kernel 9": Pair(lambda r: k.SnapKVPress(r, window_size=16, kernel_size=9), "snapkv(window=16,kernel=9)"),
@@ -96,7 +100,7 @@ PAIRS = {
     "KVzipPress": Pair(lambda r: k.KVzipPress(r), "kvzip", MODEL, whole=True),
     "KVzipPress, layerwise": Pair(lambda r: k.KVzipPress(r, layerwise=True), "kvzip(layerwise=true)", LAYER, whole=True),
     "KVzipPress, plus": Pair(lambda r: k.KVzipPress(r, kvzip_plus_normalization=True), "kvzip(plus=true)", MODEL, whole=True),
-    "KVComposePress": Pair(lambda r: k.KVComposePress(compression_ratio=r), "kvcompose", MODEL, whole=True),
+    "KVComposePress": Pair(lambda r: k.KVComposePress(compression_ratio=r), "kvcompose", MODEL, whole=True, more=True),
     "KVComposePress, unstructured": Pair(lambda r: k.KVComposePress(compression_ratio=r, structured=False), "kvcompose(structured=false)",
                                          MODEL, whole=True),
 }
