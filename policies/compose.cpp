@@ -39,7 +39,7 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   ValuePart value_;
   std::optional<RedundancyPart> redundancy_;
   std::optional<HeadShare> heads_;
-  std::optional<LayerSlope> layers_;
+  LayersPart layers_;
   std::uint32_t sinks_ = 0;
   std::uint32_t recent_ = 0;
   double recent_share_ = 0;
@@ -71,8 +71,8 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
     }
     part(f, "heads", heads_, read_heads, write_heads, "budgets of the heads: uniform or ada(alpha)",
          [this](const std::optional<HeadShare>& read) { heads_ = read; });
-    part(f, "layers", layers_, read_layers, write_layers, "budgets of the layers: uniform or pyramid(beta)",
-         [this](const std::optional<LayerSlope>& read) { layers_ = read; });
+    part(f, "layers", layers_, read_layers, write_layers, "budgets of the layers: uniform, pyramid(beta) or cake(window)",
+         [this](const LayersPart& read) { layers_ = read; });
     f.number("sinks", sinks_, 0, kAny, "first tokens that are always kept");
     f.number("recent", recent_, 0, kAny, "last prompt tokens that are always kept");
     f.number("recent_share", recent_share_, 0.0, 1.0, "share of every budget that goes to the newest tokens");
@@ -86,9 +86,12 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
 
   void prepare(Resources& resources) override {
     if (score_) score_->prepare(resources);
-    if (score_ && layers_ && score_->scope() == Scope::model) {
-      throw UserError("compose: both layers=pyramid and score={} share budget over layers",
-                      score_->traits().name);
+    if (score_ && layers_.shared() && score_->scope() == Scope::model) {
+      throw UserError("compose: both layers={} and score={} share budget over layers",
+                      to_text(write_layers(layers_)), score_->traits().name);
+    }
+    if (layers_.spread && traits_.order_by_budget) {
+      throw UserError("compose: layers=cake needs scores that are the same at every budget");
     }
     const bool guards = sinks_ > 0 || recent_ > 0 || recent_share_ > 0 || !forced_.empty();
     if (score_ && score_->traits().order_by_budget && (guards || value_.kind != ValuePart::Kind::none)) {
@@ -108,20 +111,41 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
       recipe().check(kTraits.name, layer);
   }
 
-  Need needs() const override { return score_ ? score_->needs() | value_needs(value_) : recipe().needs(); }
-  std::uint32_t window() const override { return score_ ? score_->window() : query_window(query()); }
+  Need needs() const override {
+    const Need needs = score_ ? score_->needs() | value_needs(value_) : recipe().needs();
+    return layers_.spread ? needs | Need::window_queries : needs;
+  }
+  std::uint32_t window() const override {
+    const std::uint32_t window = score_ ? score_->window() : query_window(query());
+    return layers_.spread ? std::max(window, layers_.spread->window) : window;
+  }
   Unit unit() const override {
     const Unit unit = score_ ? score_->unit() : static_cast<Unit>(unit_);
     // Values differ from head to head, and so do shifted budgets around a score that the heads share.
     return unit == Unit::layer && (select_ || (score_ && heads_)) ? Unit::kv : unit;
   }
   Scope scope() const override {
-    if (layers_) return Scope::model;
+    if (layers_.shared()) return Scope::model;
     return std::max(heads_ ? Scope::layer : Scope::head, ScoreWrapper::scope());
   }
 
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
     if (staged_) return staged_->score(head, out);
+    score_tokens(head, out);
+    if (!layers_.spread) return;
+    const QueryRows rows{.source = QueryRows::Source::window, .count = layers_.spread->window};
+    const std::size_t candidates = head.geometry().prompt - layers_.spread->window;
+    for (std::size_t u = 0; u < out.size(); ++u) {  // the KV head's share stands with its first unit
+      const AttentionSpread spread = u == 0 ? attention_spread(head, {rows}, candidates) : AttentionSpread{};
+      const std::vector<float> four = spread.to_floats();
+      out[u].extra.insert(out[u].extra.end(), four.begin(), four.end());
+    }
+  }
+  std::vector<float> summarise(const LayerGeometry& layer, const LayerRanking& ranking) const override {
+    if (layers_.spread) return summarise_spread(ranking.scores);
+    return score_ ? score_->summarise(layer, ranking) : std::vector<float>{};
+  }
+  void score_tokens(const HeadFeatures& head, std::span<UnitScores> out) const {
     if (!score_) return recipe().score(head, kTraits.name, out);
     score_->score(head, out);
     for (UnitScores& unit : out) {
@@ -146,7 +170,7 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
     if (staged_) return staged_->allocate(layer, ranking, budget, kept);
     const std::size_t guarded =
         ranking.scores.units.empty() ? 0 : ranking.scores.units[0].protected_tokens.size();
-    const std::uint32_t mean = layers_ ? layers_->tokens(layer, budget, guarded) : budget;
+    const std::uint32_t mean = layer_budget(layer, ranking, budget, guarded);
     if (score_) {
       score_->allocate(layer, ranking, mean, kept);
     } else {
@@ -178,6 +202,15 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
   }
 
  private:
+  std::uint32_t layer_budget(const LayerGeometry& layer, const LayerRanking& ranking, std::uint32_t budget,
+                             std::size_t guarded) const {
+    if (layers_.slope) return layers_.slope->tokens(layer, budget, guarded);
+    if (!layers_.spread) return budget;
+    return layers_.spread->preference.tokens(ranking.summaries, layer_place(layer), budget,
+                                             static_cast<std::uint32_t>(guarded),
+                                             static_cast<std::uint32_t>(layer.prompt));
+  }
+
   /// A part is visited as text, read where the visitor changed it, and so always printed in full.
   template <typename Part, typename Read, typename Write, typename Store>
   static void part(FieldVisitor& f, std::string_view key, const Part& now, Read read, Write write,
@@ -223,7 +256,10 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
     update(traits_.windowed, score_ ? score_->traits().windowed : guesses_queries(query()));
     update(traits_.oracle, score_ ? score_->traits().oracle : reads_future(query()));
     update(traits_.order_by_budget, by_budget);
-    update(traits_.nested, !layers_ && !by_budget && (!score_ || score_->traits().nested) &&
+    update(traits_.model_wide, layers_.spread.has_value() || (score_ && score_->traits().model_wide));
+    update(traits_.own_size,
+           (layers_.spread && layers_.spread->preference.cascade) || (score_ && score_->traits().own_size));
+    update(traits_.nested, !layers_.shared() && !by_budget && (!score_ || score_->traits().nested) &&
                                !(heads_ && heads_->form == HeadShare::Form::interpolate && !heads_->repo));
   }
 

@@ -214,19 +214,29 @@ std::span<const PartWord<Heads>> head_words() {
   return words;
 }
 
-using Layers = std::optional<LayerSlope>;
+using Layers = LayersPart;
 std::span<const PartWord<Layers>> layer_words() {
   static const std::vector<PartWord<Layers>> words{
-      {"uniform", std::nullopt, nullptr, [](const Layers& p) { return !p.has_value(); }, "the same for every layer",
+      {"uniform", {}, nullptr, [](const Layers& p) { return !p.shared(); }, "the same for every layer",
        "compose(query=window(32),layers=uniform,recent=32)"},
-      {"pyramid", LayerSlope{},
+      {"pyramid", {LayerSlope{}, std::nullopt},
        [](FieldVisitor& f, Layers& p) {
-         f.number("beta", p->beta, 1.0, 1e6, "");
-         choose(f, "form", p->form, kLayerForms);
-         choose(f, "total", p->repo, kTotals);
+         f.number("beta", p.slope->beta, 1.0, 1e6, "");
+         choose(f, "form", p.slope->form, kLayerForms);
+         choose(f, "total", p.slope->repo, kTotals);
        },
-       [](const Layers& p) { return p.has_value(); }, "falling linearly over the depth (PyramidKV)",
-       "compose(query=window(32),layers=pyramid(20),recent=32)"}};
+       [](const Layers& p) { return p.slope.has_value(); }, "falling linearly over the depth (PyramidKV)",
+       "compose(query=window(32),layers=pyramid(20),recent=32)"},
+      {"cake", {std::nullopt, Layers::Spread{}},
+       [](FieldVisitor& f, Layers& p) {
+         f.number("window", p.spread->window, 2, std::numeric_limits<std::uint32_t>::max(), "");
+         f.number("tau1", p.spread->preference.tau1, 1e-3, 1e6, "");
+         f.number("tau2", p.spread->preference.tau2, 1e-3, 1e6, "");
+         f.flag("cascade", p.spread->preference.cascade, "");
+       },
+       [](const Layers& p) { return p.spread.has_value(); },
+       "by entropy and variance of a window's attention (CAKE)",
+       "compose(query=window(32),reduce=[meanvar(200),avg(5),group(mean)],layers=cake(window=32),recent=32)"}};
   return words;
 }
 

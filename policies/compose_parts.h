@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "policies/allotment.h"
+#include "policies/layer_preference.h"
 #include "policies/recipe.h"
 #include "policies/spec.h"
 
@@ -36,9 +37,20 @@ SpecValue write_redundancy(const std::optional<RedundancyPart>& part);
 std::optional<HeadShare> read_heads(const SpecValue& value);
 SpecValue write_heads(const std::optional<HeadShare>& part);
 
-/// `uniform` (nothing) or `pyramid(beta=20,...)`.
-std::optional<LayerSlope> read_layers(const SpecValue& value);
-SpecValue write_layers(const std::optional<LayerSlope>& part);
+/// Budgets of the layers: over the depth, or by what a window looks at; at most one of both.
+struct LayersPart {
+  /// CAKE's: the window whose attention is looked at, and what follows from it.
+  struct Spread {
+    std::uint32_t window = 32;
+    LayerPreference preference;
+  };
+  std::optional<LayerSlope> slope;
+  std::optional<Spread> spread;
+  bool shared() const { return slope.has_value() || spread.has_value(); }
+};
+/// `uniform` (nothing), `pyramid(beta=20,...)` or `cake(window=32,...)`.
+LayersPart read_layers(const SpecValue& value);
+SpecValue write_layers(const LayersPart& part);
 
 /// `top` (nothing) or `two_stage(first,safe)`: CriticalKV's selector.
 struct StagesPart {

@@ -44,6 +44,11 @@ Line pyramidkv(const Parameters& p) {
   return fmt::format("compose({},layers=pyramid(beta={},form={},total={}))", window_parts(p), p["beta"],
                      p["form"], p["total"]);
 }
+Line cake(const Parameters& p) {
+  return fmt::format("compose(query=window({0}),base=attention,reduce=[meanvar({1}),avg({2}),group(mean)],recent={0},"
+                     "layers=cake(window={0},tau1={3},tau2={4},cascade={5}))",
+                     p["window"], p["gamma"], p["kernel"], p["tau1"], p["tau2"], p["cascade"]);
+}
 Line tova(const Parameters&) {
   return "compose(query=current,base=attention,reduce=[mean,group(mean)],recent=1,unit=layer)";
 }
@@ -145,6 +150,7 @@ const std::map<std::string_view, Writer>& writers() {
       {"laq_pp", laq_pp},
       {"obcache", obcache},
       {"observed_attention", observed_attention},
+      {"cake", cake},
       {"pyramidkv", pyramidkv},
       {"scissorhands", scissorhands},
       {"snapkv", snapkv},

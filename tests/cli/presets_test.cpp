@@ -39,6 +39,8 @@ const std::vector<std::string> kSpecs{
     "obcache(form=no_cross,base=tova)",
     "observed_attention",
     "observed_attention(group=sum,unit=query)",
+    "cake(window=8)",
+    "cake(window=16,gamma=20,tau1=1.6,tau2=0.4,kernel=7,cascade=true)",
     "pyramidkv(window=8,beta=4)",
     "pyramidkv(window=8,form=authors,total=repo,unit=query)",
     "scissorhands(window=64)",
@@ -75,7 +77,7 @@ TEST(Presets, CoverEveryPolicyThatDecomposes) {
   for (const std::string& spec : kSpecs) named.insert(spec.substr(0, spec.find('(')));
   for (const std::string& name : preset_names()) EXPECT_TRUE(named.contains(name)) << name;
   for (const char* name : {"snapkv", "tova", "h2o", "observed_attention", "knorm", "keydiff", "streaming_llm", "laq", "laq_pp",
-                           "vatp", "pyramidkv", "ada", "obcache", "critical", "caote"})
+                           "vatp", "cake", "pyramidkv", "ada", "obcache", "critical", "caote"})
     EXPECT_TRUE(preset_line(*make_policy(name)).has_value()) << name;
 }
 

@@ -107,7 +107,7 @@ TEST(BindPolicy, ExplainsWhatIsWrong) {
   EXPECT_EQ(error_of("compose(heads=cake)"),
             "compose: heads=cake does not fit, expected uniform or ada(alpha=0.2,form=guarantee,total=exact)");
   EXPECT_EQ(error_of("compose(layers=best)"),
-            "compose: layers=best does not fit, expected uniform or pyramid(beta=20,form=kvpress,total=exact)");
+            "compose: layers=best does not fit, expected uniform, pyramid(beta=20,form=kvpress,total=exact) or cake(window=32,tau1=1,tau2=1,cascade=false)");
 }
 
 TEST(NearestName, OffersOnlyWhatIsNear) {
