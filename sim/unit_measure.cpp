@@ -43,7 +43,7 @@ void UnitReplay::measure_held(std::size_t first, std::size_t last) {
     });
     return;
   }
-  const std::vector<std::exception_ptr> errors = run_tasks((last - first) * g_.kv_heads, [&](std::size_t i) {
+  const std::vector<std::exception_ptr> errors = run_on_all_threads((last - first) * g_.kv_heads, [&](std::size_t i) {
     const std::size_t v = first + i / g_.kv_heads;
     const std::size_t kv = i % g_.kv_heads;
     if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);

@@ -13,6 +13,7 @@
 #include "sim/evaluate.h"
 #include "sim/features.h"
 #include "sim/projection.h"
+#include "sim/tasks.h"
 #include "sim/unit.h"
 
 namespace kvsim {
@@ -112,25 +113,10 @@ class UnitReplay {
   Matrix<float> exact_projection_;  // [hidden, steps]
 };
 
-/// Runs task(0 .. count-1) on all threads; exceptions may not leave a parallel region, so they are handed back.
-template <typename Task>
-std::vector<std::exception_ptr> run_tasks(std::size_t count, const Task& task) {
-  std::vector<std::exception_ptr> errors(count);
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t i = 0; i < static_cast<std::int64_t>(count); ++i) {
-    try {
-      task(static_cast<std::size_t>(i));
-    } catch (...) {
-      errors[static_cast<std::size_t>(i)] = std::current_exception();
-    }
-  }
-  return errors;
-}
-
 /// Runs task(variant) for all that have not failed; a UserError makes a variant fail.
 template <typename Task>
 void UnitReplay::for_variants(std::size_t first, std::size_t last, const Task& task) {
-  const std::vector<std::exception_ptr> errors = run_tasks(last - first, [&](std::size_t i) {
+  const std::vector<std::exception_ptr> errors = run_on_all_threads(last - first, [&](std::size_t i) {
     if (!states_[first + i].failed) task(first + i);
   });
   for (std::size_t v = first; v < last; ++v) {

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "kernels/error.h"
-#include "sim/stepwise/tasks.h"
+#include "sim/tasks.h"
 
 namespace kvsim {
 namespace {

@@ -7,7 +7,7 @@
 #include "kernels/error.h"
 #include "sim/stepwise/prefill.h"
 #include "sim/stepwise/stepwise_rows.h"
-#include "sim/stepwise/tasks.h"
+#include "sim/tasks.h"
 
 namespace kvsim {
 namespace {
