@@ -1,6 +1,7 @@
 // Metrics of a kept set as a whole.
 #include "sim/set_metrics.h"
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -10,6 +11,13 @@ namespace kvsim {
 namespace {
 
 constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
+
+/// Every member.
+constexpr std::array kColumns{&SetMetrics::consistency,    &SetMetrics::jaccard,
+                              &SetMetrics::mass_ratio,     &SetMetrics::free_consistency,
+                              &SetMetrics::free_corrected, &SetMetrics::window_consistency,
+                              &SetMetrics::evidence};
+static_assert(sizeof(SetMetrics) == kColumns.size() * sizeof(std::vector<double>), "a member is no column");
 
 /// The tokens of `order` that are not protected, in order.
 std::vector<TokenIndex> free_part(std::span<const TokenIndex> order, const std::vector<bool>& is_protected) {
@@ -56,40 +64,23 @@ OracleOrder::OracleOrder(std::vector<float> mean_attention) : mean(std::move(mea
   sort_descending(mean, order);
 }
 
-SetMetrics::SetMetrics(std::size_t budgets)
-    : consistency(budgets, kUndefined), jaccard(budgets, kUndefined), mass_ratio(budgets, kUndefined),
-      free_consistency(budgets, kUndefined), free_corrected(budgets, kUndefined),
-      window_consistency(budgets, kUndefined), evidence(budgets, kUndefined) {}
+SetMetrics::SetMetrics(std::size_t budgets) {
+  for (const auto column : kColumns) (this->*column).assign(budgets, kUndefined);
+}
 
 void SetMetrics::add(const SetMetrics& other) {
-  const auto join = [](std::vector<double>& to, const std::vector<double>& from) {
-    for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
-  };
-  join(consistency, other.consistency);
-  join(jaccard, other.jaccard);
-  join(mass_ratio, other.mass_ratio);
-  join(free_consistency, other.free_consistency);
-  join(free_corrected, other.free_corrected);
-  join(window_consistency, other.window_consistency);
-  join(evidence, other.evidence);
+  for (const auto column : kColumns)
+    for (std::size_t i = 0; i < (this->*column).size(); ++i) (this->*column)[i] += (other.*column)[i];
 }
 
 void SetMetrics::divide(double n) {
-  for (auto* values : {&consistency, &jaccard, &mass_ratio, &free_consistency, &free_corrected, &window_consistency, &evidence})
-    for (double& value : *values) value /= n;
+  for (const auto column : kColumns)
+    for (double& value : this->*column) value /= n;
 }
 
 void SetMetrics::place(const SetMetrics& other, std::span<const std::size_t> budgets) {
-  const auto take = [&](std::vector<double>& to, const std::vector<double>& from) {
-    for (std::size_t i = 0; i < budgets.size(); ++i) to[budgets[i]] = from[i];
-  };
-  take(consistency, other.consistency);
-  take(jaccard, other.jaccard);
-  take(mass_ratio, other.mass_ratio);
-  take(free_consistency, other.free_consistency);
-  take(free_corrected, other.free_corrected);
-  take(window_consistency, other.window_consistency);
-  take(evidence, other.evidence);
+  for (const auto column : kColumns)
+    for (std::size_t i = 0; i < budgets.size(); ++i) (this->*column)[budgets[i]] = (other.*column)[i];
 }
 
 std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const TokenIndex> b,
