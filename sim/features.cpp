@@ -36,9 +36,12 @@ void unrotate(std::span<double> x, std::span<const float> inverse_frequency, Rop
 }
 
 BlockFeatures::BlockFeatures(const HeadBlock& block, const LayerContext& layer, Rows decode_mean, std::uint32_t most_window,
-                             std::vector<std::uint32_t> budgets)
+                             std::vector<std::uint32_t> budgets, const ExactSteps* exact)
     : block_(block), layer_(layer), decode_mean_(std::move(decode_mean)), most_window_(most_window),
-      budgets_(std::move(budgets)) {}
+      budgets_(std::move(budgets)), exact_(exact) {
+  KVSIM_CHECK(exact == nullptr || exact->steps().count == layer.geometry.decode, "{} of {} steps are held",
+              exact == nullptr ? 0 : exact->steps().count, layer.geometry.decode);
+}
 
 std::size_t BlockFeatures::recorded_prompt_queries() const {
   return block_.query.rows() / layer_.geometry.group - layer_.geometry.decode;

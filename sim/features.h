@@ -19,8 +19,9 @@ class BlockFeatures final : public HeadFeatures {
  public:
   /// `decode_mean` [group][T]: mean attention of the true decode queries; may be empty when nobody needs it.
   /// `most_window`: the largest observation window that will be asked for. `budgets`: of the run, ascending.
+  /// `exact`: all steps of the head where they are held, else null; their weights are those of the true decode queries.
   BlockFeatures(const HeadBlock& block, const LayerContext& layer, std::vector<std::vector<float>> decode_mean,
-                std::uint32_t most_window, std::vector<std::uint32_t> budgets = {});
+                std::uint32_t most_window, std::vector<std::uint32_t> budgets = {}, const ExactSteps* exact = nullptr);
 
   const LayerGeometry& geometry() const override { return layer_.geometry; }
   std::uint32_t kv_head() const override { return block_.kv_head; }
@@ -48,6 +49,8 @@ class BlockFeatures final : public HeadFeatures {
     Matrix<float> weights;  // [T or, for the oracle, T + S; group * n]
     Matrix<float> outputs;  // [group * n, dv]
   };
+  /// Whether the weights of the rows are a part of exact_.
+  bool in_exact(const QueryRows& rows) const { return exact_ != nullptr && rows.source == QueryRows::Source::oracle; }
   RowsEntry& entry(const QueryRows& rows) const;
   void compute_rows(const QueryRows& rows, Matrix<float>& weights) const;
   void compute_row_outputs(const QueryRows& rows, RowsEntry& entry) const;
@@ -63,6 +66,7 @@ class BlockFeatures final : public HeadFeatures {
   Rows decode_mean_;
   std::uint32_t most_window_;
   std::vector<std::uint32_t> budgets_;
+  const ExactSteps* exact_;
   mutable std::mutex mutex_;
   mutable std::map<QueryRows, std::unique_ptr<RowsEntry>> entries_;
   mutable Matrix<float> window_weights_;  // [T, group * most_window]

@@ -9,6 +9,8 @@ namespace {
 
 using Source = QueryRows::Source;
 
+const QueryRows kAllSteps{.source = Source::oracle};
+
 /// Where row `i` of `n` stands as far as visibility goes.
 TokenIndex position_of(const QueryRows& rows, std::size_t i, std::size_t n, std::size_t prompt) {
   std::size_t at = 0;
@@ -90,11 +92,12 @@ void BlockFeatures::compute_rows(const QueryRows& rows, Matrix<float>& weights) 
 void BlockFeatures::compute_row_outputs(const QueryRows& rows, RowsEntry& entry) const {
   const LayerGeometry& g = layer_.geometry;
   const std::size_t n = count(rows);
-  std::call_once(entry.weights_once, [&] { compute_rows(rows, entry.weights); });
-  const std::size_t seen = entry.weights.rows();
+  if (!in_exact(rows)) std::call_once(entry.weights_once, [&] { compute_rows(rows, entry.weights); });
+  const MatrixView<const float> weights = in_exact(rows) ? exact_->weights() : entry.weights.view();
+  const std::size_t seen = weights.rows;
   Matrix<float> channel_major(g.value_dim, g.group * n, kRowPad);
   for (std::size_t begin = 0; begin < g.group * n; begin += kRowTile) {
-    attention_outputs(entry.weights.view(), block_.value.view(), 0, seen, begin, std::min(g.group * n, begin + kRowTile),
+    attention_outputs(weights, block_.value.view(), 0, seen, begin, std::min(g.group * n, begin + kRowTile),
                       channel_major.view(), {});
   }
   entry.outputs = Matrix<float>(g.group * n, g.value_dim);
@@ -112,6 +115,10 @@ MatrixView<const float> BlockFeatures::attention(const QueryRows& rows, std::siz
     const MatrixView<const float> all = window_weights_.view();
     return {all.data + (query_head + 1) * most_window_ - n, prompt, n, all.stride};
   }
+  if (in_exact(rows)) {
+    const MatrixView<const float> all = exact_->weights();
+    return {all.data + query_head * layer_.geometry.decode, prompt, n, all.stride};
+  }
   RowsEntry& entry = this->entry(rows);
   std::call_once(entry.weights_once, [&] { compute_rows(rows, entry.weights); });
   const MatrixView<const float> all = entry.weights.view();
@@ -119,10 +126,11 @@ MatrixView<const float> BlockFeatures::attention(const QueryRows& rows, std::siz
 }
 
 MatrixView<const float> BlockFeatures::outputs(const QueryRows& rows, std::size_t query_head) const {
-  RowsEntry& entry = this->entry(rows);
-  std::call_once(entry.outputs_once, [&] { compute_row_outputs(rows, entry); });
-  const std::size_t n = count(rows);
-  return entry.outputs.view().rows_from(query_head * n, n);
+  // Out of the exact weights come the outputs of all steps, whatever part of them is asked for.
+  const QueryRows& whole = in_exact(rows) ? kAllSteps : rows;
+  RowsEntry& entry = this->entry(whole);
+  std::call_once(entry.outputs_once, [&] { compute_row_outputs(whole, entry); });
+  return entry.outputs.view().rows_from(query_head * count(whole), count(rows));
 }
 
 void BlockFeatures::each_prompt_tile(std::size_t query_head, const std::function<void(const PromptTile&)>& visit) const {

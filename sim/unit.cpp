@@ -60,7 +60,9 @@ void UnitReplay::compute_oracle(std::size_t kv) {
 
 void UnitReplay::make_features(std::size_t kv) {
   HeadState& head = heads_[kv];
-  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_);
+  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_,
+                                                  head.exact.get());
+  head.hindsight = std::make_unique<HindsightFeatures>(*head.features);
 }
 
 void UnitReplay::rank_oracle(std::size_t kv) {
@@ -80,7 +82,7 @@ void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last,
     }
     policy.score(features, std::span(state.scores.units).subspan(kv * units, units));
     if (hindsight && has_hindsight(policy))
-      policy.score(HindsightFeatures(features), std::span(state.hindsight_scores.units).subspan(kv * units, units));
+      policy.score(*heads_[kv].hindsight, std::span(state.hindsight_scores.units).subspan(kv * units, units));
   });
 }
 
@@ -146,6 +148,7 @@ UnitResult UnitReplay::run() {
       make_features(kv);
       rank_oracle(kv);
       score_head(kv, first, last, true);
+      heads_[kv].hindsight.reset();
       if (!settings_.memory.hold || !transforms(first, last)) heads_[kv].features.reset();
       if (!settings_.memory.hold) release(kv);
     }

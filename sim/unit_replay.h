@@ -23,6 +23,7 @@ struct HeadState {
   HeadBlock block;
   std::unique_ptr<ExactSteps> exact;       // all steps, when the layer is held
   std::unique_ptr<BlockFeatures> features;
+  std::unique_ptr<HindsightFeatures> hindsight;  // of `features`: variants share its results too
 };
 
 /// What is known of a head for the whole unit.

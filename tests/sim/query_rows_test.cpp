@@ -1,6 +1,7 @@
 // Attention of chosen query rows against the plain double computation.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 
 #include "sim/features.h"
@@ -84,6 +85,27 @@ TEST(QueryRows, EqualThePlainComputationForEverySource) {
       expect_equal(twice.features->outputs(sets[s], h), dense.outputs(sets[s], h), what + " outputs");
     }
   }
+}
+
+TEST(QueryRows, OfTheFutureAreTheSameBitsOutOfTheExactSteps) {
+  const Twice twice;
+  const HeadBlock& block = twice.blocks[1];
+  const ExactSteps exact(block, twice.context, {0, twice.shape.decode}, false);
+  const BlockFeatures held(block, twice.context, {}, 16, {}, &exact);
+  const auto bits = [](MatrixView<const float> view) {
+    std::vector<std::uint32_t> out;
+    for (std::size_t r = 0; r < view.rows; ++r)
+      for (std::size_t c = 0; c < view.cols; ++c) out.push_back(std::bit_cast<std::uint32_t>(view(r, c)));
+    return out;
+  };
+  for (const std::uint32_t count : {0u, 4u, 11u}) {
+    for (std::size_t h = 0; h < twice.shape.group; ++h) {
+      const QueryRows rows{.source = Source::oracle, .count = count};
+      EXPECT_EQ(bits(held.attention(rows, h)), bits(twice.features->attention(rows, h))) << count << " of head " << h;
+      EXPECT_EQ(bits(held.outputs(rows, h)), bits(twice.features->outputs(rows, h))) << count << " of head " << h;
+    }
+  }
+  EXPECT_EQ(held.attention({.source = Source::oracle}, 0).data, exact.weights().data);
 }
 
 TEST(QueryRows, TilesOfThePromptAddUpToTheColumnSums) {
