@@ -32,7 +32,7 @@ constexpr std::array<std::string_view, 3> kUnitsOfCompose{"kv", "query", "layer"
 constexpr std::uint32_t kAny = std::numeric_limits<std::uint32_t>::max();
 constexpr std::uint32_t kKvpressWindow = 64;
 
-struct Compose final : ScoreWrapper, ReadsLookahead {
+struct Compose final : ScoreWrapper, ReadsLookahead, ReadsMeans {
   Base base_ = Base::attention;
   std::optional<QueryParts> query_;             // as given; what the base needs otherwise
   std::optional<std::vector<Reducer>> reduce_;  // likewise
@@ -192,6 +192,9 @@ struct Compose final : ScoreWrapper, ReadsLookahead {
       for (std::vector<TokenIndex>& unit : order) newest_first(unit, budget.tokens);
   }
 
+  bool means_alone() const override {
+    return !layers_.spread && !(score_ ? reads_rows(*score_) : recipe().reads_rows());
+  }
   std::string pass_at(const LayerGeometry& layer, std::uint32_t budget) const override {
     return score_ ? lookahead_pass_at(*score_, layer, budget) : recipe_pass(recipe(), layer, budget);
   }

@@ -3,6 +3,7 @@
 //
 // A bound for recall, consistency and misses of prompt-time eviction. It is no bound for the output error,
 // which depends on the values as well.
+#include "policies/reads_means.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
 
@@ -15,10 +16,11 @@ constexpr PolicyTraits kTraits{.name = "oracle_static",
                                .accounting = "budget tokens per KV head; nothing is protected",
                                .oracle = true};
 
-struct OracleStatic final : Policy {
+struct OracleStatic final : Policy, ReadsMeans {
   const PolicyTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor&) override {}
   Need needs() const override { return Need::decode_queries; }
+  bool means_alone() const override { return true; }
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
     out[0].score = decode_reference(head);
   }

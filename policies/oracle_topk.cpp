@@ -2,6 +2,7 @@
 //
 // An upper bound of the recall of any policy that may fetch tokens back. Its fixed ranking, by the mean
 // attention over the decode, serves only where one order per head is asked for.
+#include "policies/reads_means.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
 
@@ -16,10 +17,11 @@ constexpr PolicyTraits kTraits{
     .oracle = true,
     .step_order = true};
 
-struct OracleTopK final : Policy {
+struct OracleTopK final : Policy, ReadsMeans {
   const PolicyTraits& traits() const override { return kTraits; }
   void fields(FieldVisitor&) override {}
   Need needs() const override { return Need::decode_queries; }
+  bool means_alone() const override { return true; }
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
     out[0].score = decode_reference(head);
   }

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "policies/allotment.h"
+#include "policies/reads_means.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
 
@@ -28,7 +29,7 @@ constexpr PolicyTraits kTraits{
 constexpr std::array<std::string_view, 2> kFormChoices{"kvpress", "authors"};
 constexpr std::array<std::string_view, 2> kTotalChoices{"exact", "repo"};
 
-struct PyramidKv final : Policy {
+struct PyramidKv final : Policy, ReadsMeans {
   std::uint32_t window_ = 64;
   std::uint32_t kernel_ = 5;
   std::size_t pool_ = 0;
@@ -55,6 +56,7 @@ struct PyramidKv final : Policy {
   void prepare(Resources&) override { check_kernel(kTraits.name, kernel_); }
   Need needs() const override { return Need::window_queries; }
   std::uint32_t window() const override { return window_; }
+  bool means_alone() const override { return true; }
   Unit unit() const override { return unit_ == 0 ? Unit::kv : Unit::query; }
   Scope scope() const override { return Scope::model; }
 

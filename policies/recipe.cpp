@@ -138,6 +138,11 @@ std::vector<TokenIndex> guarded_tokens(const Recipe& recipe, std::size_t tokens)
 
 }  // namespace
 
+bool Recipe::reads_rows() const {
+  if (!reads_queries(base)) return false;
+  return reads_outputs(base) || fold_reads_rows(row_fold(*this, {}));
+}
+
 Need Recipe::needs() const {
   Need needs = value_needs(value);
   if (redundancy) needs = needs | Need::keys;

@@ -86,6 +86,8 @@ struct Recipe {
 
   Need needs() const;
   std::uint32_t window() const { return query_window(query); }
+  /// Whether the score takes more than means of a window's attention: see reads_rows.
+  bool reads_rows() const;
   /// Whether every budget may have an order of its own: pseudo queries of several first passes.
   bool by_budget() const;
   /// Throws UserError, naming `policy`, where the parts make no sense together (reference, section 7.6).

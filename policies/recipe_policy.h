@@ -4,13 +4,14 @@
 #include <string>
 
 #include "policies/lookahead.h"
+#include "policies/reads_means.h"
 #include "policies/recipe.h"
 
 namespace kvsim {
 
 /// What a preset of parts does; the policy itself gives traits, parameters and the recipe that they stand
 /// for.
-class RecipePolicy : public Policy, public ReadsLookahead {
+class RecipePolicy : public Policy, public ReadsLookahead, public ReadsMeans {
  public:
   virtual Recipe recipe() const = 0;
 
@@ -25,6 +26,7 @@ class RecipePolicy : public Policy, public ReadsLookahead {
   void join(const LayerGeometry& layer, LayerScores& scores) const override;
   void reorder(const LayerGeometry& layer, const LayerRanking& ranking, BudgetAt budget,
                std::span<const std::uint32_t> kept, std::span<std::vector<TokenIndex>> order) const override;
+  bool means_alone() const override { return !recipe().reads_rows(); }
   std::string pass_at(const LayerGeometry& layer, std::uint32_t budget) const override;
   LayerRanking ranking_at(const LayerGeometry& layer, const LayerRanking& ranking,
                           std::uint32_t budget) const override;

@@ -232,6 +232,10 @@ Need fold_needs(const RowFold& fold) {
   return fold.pair == Pair::logit ? needs | Need::keys : needs;
 }
 
+bool fold_reads_rows(const RowFold& fold) {
+  return fold.query.front().kind != Kind::all && !plain_window(fold);
+}
+
 std::span<const float> shared_logits(const HeadFeatures& head, const QueryRows& rows,
                                      std::size_t query_head) {
   return head.shared(fmt::format("logits:{}:{}", query_head, rows_key(rows)), [&] {

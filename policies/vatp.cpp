@@ -10,6 +10,7 @@
 #include <array>
 #include <limits>
 
+#include "policies/reads_means.h"
 #include "policies/recent_share.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
@@ -29,7 +30,7 @@ constexpr PolicyTraits kTraits{.name = "vatp",
 constexpr std::array<std::string_view, 2> kBaseChoices{"h2o", "scissorhands"};
 constexpr std::array<std::string_view, 3> kNormChoices{"none", "l1", "l2"};
 
-struct Vatp final : Policy {
+struct Vatp final : Policy, ReadsMeans {
   std::size_t base_ = 0;
   std::uint32_t window_ = 400;
   std::uint32_t sinks_ = 20;
@@ -62,6 +63,7 @@ struct Vatp final : Policy {
     return norm_ == 0 ? needs : needs | Need::values;
   }
   std::uint32_t window() const override { return base_ == 0 ? 0 : window_; }
+  bool means_alone() const override { return true; }
   Unit unit() const override { return unit_ == 0 ? Unit::kv : Unit::query; }
 
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {

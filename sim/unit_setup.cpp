@@ -4,9 +4,10 @@
 #include <algorithm>
 
 #include "kernels/error.h"
+#include "policies/reads_means.h"
 #include "sim/projection.h"
 #include "sim/transformed.h"
-#include "sim/unit.h"
+#include "sim/unit_replay.h"
 
 namespace kvsim {
 
@@ -106,33 +107,61 @@ namespace {
 
 /// The parts of a unit's memory.
 struct Sizes {
-  std::uint64_t block = 0, raw = 0, window = 0, score = 0, projection = 0, task = 0, heads = 0;
-  bool transforms = false;  // some variant looks at the features again while it is measured
+  std::uint64_t block = 0, raw = 0, score = 0, projection = 0, task = 0, heads = 0;
+  std::uint64_t guesses = 0;         // attention of windows and pseudo queries
+  std::uint64_t future = 0;          // attention of the true decode queries, where a score asks for their rows
+  std::uint64_t future_outputs = 0;  // and their outputs
+  bool transforms = false;           // some variant looks at the features again while it is measured
 };
+
+/// Whether scoring asks for the attention of single true decode queries: as an oracle, or with hindsight.
+bool reads_future_rows(const Policy& policy) {
+  return (has_hindsight(policy) || has(policy.needs(), Need::decode_queries)) && reads_rows(policy);
+}
+
+/// A KV head as it is read.
+std::uint64_t block_bytes(const LayerGeometry& g, const BlockRequest& request, std::size_t hidden) {
+  std::uint64_t queries = g.group * (g.decode + (request.all_queries ? g.prompt : request.prompt_queries));
+  if (request.lookahead)
+    for (const LookaheadPass& pass : g.lookaheads) queries += g.group * pass.queries;
+  std::uint64_t elements = (g.prompt + g.decode) * (g.key_dim + g.value_dim) + queries * g.key_dim;
+  if (request.attention_stats) elements += g.group * g.prompt * 3;
+  if (request.query_stats) elements += g.group * g.key_dim * (g.key_dim + 1);
+  if (request.output_proj) elements += g.group * g.value_dim * hidden;
+  if (request.second_pass) elements += g.group * g.prompt * g.second_pass.size();
+  return elements * sizeof(float);
+}
+
+/// Attention of the widest window, and of all pseudo queries once.
+std::uint64_t guess_bytes(const LayerGeometry& g, const BlockRequest& request) {
+  std::uint64_t columns = round_up(g.group * request.prompt_queries, kRowPad);
+  if (request.lookahead)
+    for (const LookaheadPass& pass : g.lookaheads) columns += round_up(g.group * pass.queries, kRowPad);
+  return g.prompt * columns * sizeof(float);
+}
 
 Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
                  std::size_t budgets, std::size_t hidden) {
   const LayerGeometry& g = layer.geometry;
   const std::uint64_t tokens = g.prompt + g.decode;
-  const std::uint64_t queries = g.group * (g.decode + (request.all_queries ? g.prompt : request.prompt_queries));
   Sizes sizes;
-  const std::uint64_t elements = tokens * (g.key_dim + g.value_dim) + queries * g.key_dim;
-  sizes.block = elements * sizeof(float);
-  if (request.attention_stats) sizes.block += g.group * g.prompt * sizeof(float) * 3;
-  if (request.output_proj) sizes.block += g.group * g.value_dim * hidden * sizeof(float);
+  sizes.block = block_bytes(g, request, hidden);
   // While a block is read, one of its tensors is held in the file's own type too.
   sizes.raw = tokens * std::max(g.key_dim, g.value_dim) * layer.element_bytes;
-  sizes.window = g.prompt * round_up(g.group * request.prompt_queries, kRowPad) * sizeof(float);
+  sizes.guesses = guess_bytes(g, request);
+  const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
   std::uint64_t most_units = g.kv_heads, orders = 0;
   for (const Variant* variant : variants) {
     if (variant->policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
     if (variant->policy->traits().order_by_budget) orders = budgets;
     sizes.transforms |= variant->policy->traits().transforms;
+    if (!reads_future_rows(*variant->policy)) continue;
+    sizes.future = tokens * rows * sizeof(float);
+    sizes.future_outputs = 2 * rows * g.value_dim * sizeof(float);  // as computed, and row by row
   }
   // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
   sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
   if (request.output_proj) sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode);
-  const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
   sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
                (request.output_proj ? budgets * rows * g.value_dim * sizeof(float) : 0);
   // Changed keys and values of one unit, made in double, and the logits of a tile of rows.
@@ -154,13 +183,15 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, s
   UnitMemory memory;
   memory.step_chunk = std::max<std::size_t>(g.decode, 1);
   memory.variant_batch = std::max<std::size_t>(variants.size(), 1);
-  // Held: the layer's heads with their weights, and two blocks read ahead.
-  memory.bytes = kBase + g.kv_heads * (sizes.block + steps_bytes(g.decode) + sizes.window) + 2 * sizes.block + sizes.raw +
+  // Held: the layer's heads with their weights, those of the future among them, and two blocks read ahead.
+  memory.bytes = kBase + g.kv_heads * (sizes.block + steps_bytes(g.decode) + sizes.guesses + sizes.future_outputs) + 2 * sizes.block + sizes.raw +
                  variants.size() * sizes.score + n * (sizes.projection + sizes.task) + sizes.heads;
   if (memory.bytes <= limit) return memory;
   memory.hold = false;
   const auto need = [&](std::size_t chunk, std::size_t batch) {
-    return kBase + 2 * sizes.block + sizes.raw + (sizes.transforms ? steps_bytes(chunk) + sizes.window : std::max(steps_bytes(chunk), sizes.window)) +
+    const std::uint64_t scoring = sizes.guesses + sizes.future + sizes.future_outputs;
+    const std::uint64_t measuring = steps_bytes(chunk) + (sizes.transforms ? sizes.guesses : 0);
+    return kBase + 2 * sizes.block + sizes.raw + std::max(scoring, measuring) +
            batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads;
   };
   // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself: halve the larger cost first.
