@@ -29,8 +29,8 @@ sys.exit(code)
 
 def peak_bytes(folder, decode, options):
     out = folder / f"{decode}.h5"
-    command = [sys.executable, "-c", PROGRAM, "--model", str(folder / "model"), "--prompt", str(folder / "p.txt"), "--device", "cpu", "--ignore-eos",
-               "--decode", str(decode), "-o", str(out), "--quiet", *options]
+    command = [sys.executable, "-c", PROGRAM, "--model", str(folder / "model"), "--prompt", str(folder / "p.txt"), "--device", "cpu",
+               *(["--ignore-eos"] if "--continue" not in options else []), "--decode", str(decode), "-o", str(out), "--quiet", *options]
     done = subprocess.run(command, capture_output=True, text=True, env={"MALLOC_ARENA_MAX": "1", "PYTHONPATH": ":".join(p for p in sys.path if p)})
     assert done.returncode == 0, done.stderr
     return 1024 * int(done.stdout.split()[-1]), out
@@ -76,3 +76,24 @@ def test_a_decode_step_writes_its_own_bytes_and_not_what_lies_around_them(tmp_pa
         for step in range(50):
             writer.write("/layers/000/query", row, (0, step, 0))
         assert written() - before < 3 * 50 * row.nbytes
+
+
+def test_sensitivities_hold_one_block_at_a_time_and_go_to_the_file_layer_by_layer(tmp_path):
+    """Four blocks more cost their weights and next to nothing else."""
+    heads, wide, steps, samples = 16, 4096, 600, 8
+    (tmp_path / "p.txt").write_text(TEXT)
+    (tmp_path / "answer.txt").write_text("abcdef" * (steps // 6))
+    options = ["--queries", "window:1", "--continue", str(tmp_path / "answer.txt"), "--sensitivity", str(samples)]
+    peak = {}
+    for layers in (2, 6):
+        torch.manual_seed(3)
+        config = transformers.LlamaConfig(vocab_size=264, hidden_size=64, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads,
+                                          num_key_value_heads=1, head_dim=HEAD_DIM, max_position_embeddings=4096, bos_token_id=None, eos_token_id=256)
+        AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path / "model")
+        byte_tokenizer().save_pretrained(tmp_path / "model")
+        peak[layers], path = peak_bytes(tmp_path, steps, options)
+        assert Trace(path).group(layers - 1)["sensitivity"].shape == (samples, heads, steps, HEAD_DIM)
+    gradients, graphs = 4 * 4 * samples * heads * steps * HEAD_DIM, 4 * 4 * steps * 3 * wide
+    weights = 4 * 4 * 64 * (3 * wide + 2 * (heads + 1) * HEAD_DIM)
+    assert gradients > 75e6 and graphs > 115e6 and weights < 16e6  # of the four blocks
+    assert peak[6] - peak[2] < 2 * weights + 25e6, f"{(peak[6] - peak[2]) / 1e6:.1f} MB more for four blocks of {weights / 1e6:.1f} MB weights"

@@ -45,7 +45,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_reason(reason, tmp_path, 
     assert not out.exists()
 
 
-@pytest.mark.parametrize("options", [["--second-pass", "repeat"], ["--lookahead", "2", "--lookahead-budget", "40"]])
+@pytest.mark.parametrize("options", [["--second-pass", "repeat"], ["--sensitivity", "2"], ["--lookahead", "2", "--lookahead-budget", "40"]])
 def test_passes_on_the_cache_alone_are_refused_where_some_layers_keep_another_state(options, tmp_path, capsys):
     folder = tmp_path / "model"
     settings = _GROUPED | dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"])
@@ -69,7 +69,7 @@ def test_passes_on_the_cache_alone_are_refused_where_some_layers_keep_another_st
     (["--queries", "window:5000"], "the prompt has only"),
     (["--output-proj", "1", "--layers", "0"], "layer 1 is not among the recorded layers"),
     (["--split", "a:b:c"], "the prompt has 1 part(s), not 3"),
-    (["--seed", "3"], "need --sample"),
+    (["--temperature", "3"], "need --sample"),
     (["--lookahead-budget", "64"], "need --lookahead"),
     (["--lookahead", "4", "--lookahead-budget", "32"], "needs at least 33 tokens"),
     (["--lookahead", "4", "--lookahead-policy", "h2o"], "expected snapkv(window=32,kernel=7,pool=max), streaming_llm(sinks=4) or full"),

@@ -97,9 +97,9 @@ def _check_passes(plan, loaded, layers, lookahead, prompt) -> None:
 
     if lookahead is not None and lookahead.window > plan.prompt:
         raise RecordError(f"--lookahead-policy: a window of {lookahead.window} in a prompt of {plan.prompt} tokens")
-    if (lookahead is not None or plan.options.second_pass) and len(layers) < plan.num_layers:
-        raise RecordError("--lookahead and --second-pass run the model on attention's cache alone, and some layers of this model keep "
-                          "another state; record without them")
+    if (lookahead is not None or plan.options.second_pass or plan.options.sensitivity) and len(layers) < plan.num_layers:
+        raise RecordError("--lookahead, --second-pass and --sensitivity run the model on attention's cache alone, and some layers of this "
+                          "model keep another state; record without them")
     if plan.options.second_pass:
         found = second_pass.pieces(loaded.tokenizer, prompt.ids, prompt.prefix, prompt.templated)
         second_pass.check_length(loaded.model.config.get_text_config(decoder=True), plan.prompt, found)

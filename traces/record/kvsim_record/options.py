@@ -26,6 +26,8 @@ examples:
   pseudo queries for Lookahead Q-Cache, from first passes at two budgets and one without eviction:
     kvsim-record --prompt essay.txt --lookahead 8 --lookahead-policy 'snapkv(window=32)' --lookahead-policy full \
         --lookahead-budget 128,256 -o laq.h5
+  how the answer reacts to errors of each head, for predicted KL:
+    kvsim-record --prompt essay.txt --decode 64 --sensitivity 8 -o essay.h5
   what the model looks at while it repeats the prompt, for kvzip and kvcompose:
     kvsim-record --prompt essay.txt --second-pass repeat -o repeat.h5
 
@@ -65,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
     g.add_argument("--temperature", metavar="T", type=_above_zero, help="with --sample (default: 1)")
     g.add_argument("--top-p", metavar="P", type=_above_zero, help="with --sample: smallest set of tokens with this probability (default: 1)")
-    g.add_argument("--seed", metavar="N", type=int, help="with --sample (default: 0)")
+    g.add_argument("--seed", metavar="N", type=int, help="with --sample and --sensitivity (default: 0)")
 
     g = p.add_argument_group("what to record")
     g.add_argument("-o", "--out", metavar="FILE", required=True, help="the trace to write")
@@ -89,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--lookahead-policy", metavar="SPEC", action="append",
                    help="snapkv(window=32,kernel=7,pool=max) (default), streaming_llm(sinks=4), or full, which evicts nothing (repeatable)")
     g.add_argument("--lookahead-budget", metavar="LIST", help="tokens per head of the evicted cache, e.g. 128,256: one pass each (default: 128)")
+
+    g = p.add_argument_group("what an error does downstream")
+    g.add_argument("--sensitivity", metavar="R", type=_positive, help="draw R next tokens from the model after every decode step and record the "
+                   "gradients of their log-likelihood with respect to every attention output, for predicted_kl (8 is good; R times "
+                   "the size of the decoded queries, R times two passes over the answer), and the norms of the residual stream")
 
     p.add_argument("--quiet", action="store_true", help="no messages, no progress bar")
     return p
@@ -117,8 +124,10 @@ def check(args: argparse.Namespace) -> None:
         raise RecordError("give either --prompt FILE or --chat FILE")
     if args.chat and (args.split or args.instruct):
         raise RecordError("--split and --instruct belong to --prompt; a --chat has its turns and uses the template anyway")
-    if not args.sample and not (args.temperature is None and args.top_p is None and args.seed is None):
-        raise RecordError("--temperature, --top-p and --seed need --sample")
+    if not args.sample and not (args.temperature is None and args.top_p is None):
+        raise RecordError("--temperature and --top-p need --sample")
+    if args.seed is not None and not (args.sample or args.sensitivity):
+        raise RecordError("--seed: only --sample and --sensitivity draw anything")
     if args.given and (args.sample or args.ignore_eos):
         raise RecordError("--continue gives the answer; --sample and --ignore-eos do not apply")
     if args.top_p is not None and args.top_p > 1:
@@ -140,7 +149,8 @@ def recording(args: argparse.Namespace) -> Options:
         projections = [] if args.output_proj == "all" else numbers("--output-proj", args.output_proj)
     return Options(layers=None if args.layers == "all" else numbers("--layers", args.layers), query_window=query_window(args.queries),
                    stats=args.stats, output_proj=projections, hidden=args.hidden, attention=args.attention,
-                   final_hidden=args.final_hidden, retention_gates=args.retention_gates, second_pass=args.second_pass is not None)
+                   final_hidden=args.final_hidden, retention_gates=args.retention_gates, second_pass=args.second_pass is not None,
+                   sensitivity=args.sensitivity or 0, seed=args.seed or 0)
 
 
 def lookahead(args: argparse.Namespace) -> Lookahead | None:

@@ -31,6 +31,7 @@ class Plan:
     projections: list[int] = field(default_factory=list)
     gates: dict[int, Gate] = field(default_factory=dict)
     gates_source: str = ""
+    blocks: list = field(default_factory=list)  # all decoder blocks that hold attention, in order
 
     @property
     def first_query(self) -> int:
@@ -51,6 +52,8 @@ class Plan:
                 found[f"{at}/attention"] = ((layer.query_heads, rows, total), "float32")
             if self.options.hidden:
                 found[f"{at}/hidden"] = ((total, self.hidden_size), self.dtype)
+            if self.options.sensitivity:
+                found[f"{at}/residual_norm"] = ((total,), "float32")
             if layer.index in self.gates:
                 found[f"{at}/retention"] = ((layer.kv_heads, total), "float32")
         if self.options.final_hidden:
@@ -69,9 +72,16 @@ class Plan:
                 found[f"{at}/output_proj"] = ((layer.query_heads * layer.value_dim, self.hidden_size), self.dtype)
         return found
 
+    def sensitivities(self) -> dict[str, tuple[tuple, str]]:
+        """Path -> (shape, element type) of the sampled gradients, written layer by layer after the answer."""
+        if not self.options.sensitivity:
+            return {}
+        return {f"{self.group(layer.index)}/sensitivity":
+                ((self.options.sensitivity, layer.query_heads, self.decode, layer.value_dim), self.dtype) for layer in self.layers}
+
     def bytes(self, lookahead: Lookahead | None = None) -> int:
         """Upper bound of the file's size, with what HDF5 needs for itself."""
-        tensors = list(self.streamed().values()) + list(self.finished().values())
+        tensors = [*self.streamed().values(), *self.finished().values(), *self.sensitivities().values()]
         size = sum(int(np.prod(shape, dtype=np.int64)) * file_type(kind).get_size() for shape, kind in tensors)
         for layer in self.layers if self.options.stats else ():
             size += 4 * layer.query_heads * (COLUMN_SUMS * self.prompt + layer.head_dim + layer.head_dim**2)
@@ -105,6 +115,9 @@ def make_plan(layers: dict[int, Layer], num_layers: int, prompt: int, decode: in
         raise RecordError(f"--stats: the prompt has {prompt} tokens; more than {SINKS} are needed")
     common_shape([layers[index] for index in chosen])
     plan = Plan([layers[index] for index in chosen], num_layers, prompt, decode, dtype, hidden_size, options)
+    plan.blocks = list(dict.fromkeys(layer.block for layer in layers.values()))
+    if options.sensitivity and None in plan.blocks:
+        raise RecordError("--sensitivity: the model does not keep its layers in one list of blocks; record without it")
     if options.retention_gates is not None:
         file = GateFile(options.retention_gates)
         plan.gates_source = file.describe

@@ -35,6 +35,7 @@ class Layer:
     inv_freq: np.ndarray | None = None
     attention_scaling: float = 1.0
     output_proj: torch.Tensor | None = field(default=None, repr=False)
+    block: torch.nn.Module | None = field(default=None, repr=False)  # the decoder block around it
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +75,7 @@ def probe(model, token_ids) -> dict[int, Layer]:
                                   call.value.shape[3], call.scale, call.softcap, call.window)
             _find_rope(model, layers[index], call, *inputs[index])
             layers[index].output_proj = _find_projection(call.module, contexts[index], outputs[index])
+            layers[index].block = _find_block(model, call.module)
     return layers
 
 
@@ -146,6 +148,15 @@ def _find_projection(module, context: torch.Tensor, output: torch.Tensor) -> tor
         if float((found - expected).norm()) <= SELFCHECK_BOUNDS[name_of(output.dtype)] * float(found.norm()) + 1e-6:
             return matrix
     return None
+
+
+def _find_block(model, module) -> torch.nn.Module | None:
+    """The innermost member of a list of modules that holds `module`."""
+    found = None
+    for parent in model.modules():  # outer ones first
+        if isinstance(parent, torch.nn.ModuleList):
+            found = next((child for child in parent if any(part is module for part in child.modules())), found)
+    return found
 
 
 def rotate(x: torch.Tensor, angle: torch.Tensor, layout: str, scaling: float = 1.0) -> torch.Tensor:

@@ -162,7 +162,15 @@ class Recorder:
                     self.writer.write(f"{at}/retention", raw(gates[layer].log_retention(hidden)), (0, start))
             return write
 
+        def after(layer):
+            def write(_, args, output):
+                stream = (output[0] if isinstance(output, tuple) else output)[0]
+                self.writer.write(f"{self.plan.group(layer)}/residual_norm", raw(stream.float().norm(dim=-1)), (start,))
+            return write
+
         hooks = []
+        if options.sensitivity:
+            hooks += [layer.block.register_forward_hook(after(layer.index)) for layer in self.plan.layers]
         if options.hidden or gates:
             hooks += [layer.module.register_forward_pre_hook(before(layer.index), with_kwargs=True) for layer in self.plan.layers]
         if options.final_hidden:

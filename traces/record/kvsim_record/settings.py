@@ -16,6 +16,8 @@ class Options:
     retention_gates: str | None = None
     attention: bool = False
     second_pass: bool = False
+    sensitivity: int = 0  # samples
+    seed: int = 0  # of the samples
 
 
 @dataclass

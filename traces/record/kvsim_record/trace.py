@@ -21,6 +21,7 @@ from .prompt import Prompt, Segment, token_texts
 from .recorder import Recorder
 from .second_pass import SecondPass, origin, pieces
 from .selfcheck import Outcome, check
+from .sensitivity import record_sensitivity
 from .settings import Sampling
 from .stats import SINKS
 from .writer import TraceWriter, check_destination
@@ -78,6 +79,8 @@ def _record(loaded: Loaded, plan: Plan, job: Job, writer: TraceWriter, progress:
     if len(recorder.tokens) < plan.decode:
         plan.decode = len(recorder.tokens)
         writer.shrink({name: shape for name, (shape, _) in plan.streamed().items()}, plan.bytes(job.lookahead))
+    if plan.options.sensitivity:
+        record_sensitivity(recorder, plan.options.sensitivity, plan.options.seed)
     progress.phase("write", len(plan.layers), "layer")
     _write_layers(plan, recorder, writer, progress)
     _write_tables(loaded, plan, job, recorder.tokens, writer)
@@ -169,5 +172,6 @@ def _root_attributes(loaded: Loaded, plan: Plan, job: Job) -> dict:
         "recorder": f"kvsim-record {__version__} ({tools})",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "source": job.source,
         "decoding": "given" if job.answer is not None else job.sampling.rule(),
-    } | ({"retention_gates": plan.gates_source} if plan.gates else {})
+    } | ({"retention_gates": plan.gates_source} if plan.gates else {}) \
+      | ({"sensitivity_seed": plan.options.seed} if plan.options.sensitivity else {})
 
