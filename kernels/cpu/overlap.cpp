@@ -24,7 +24,8 @@ inline constexpr std::size_t kStrip = HWY_MAX_BYTES >= 64 ? 64 : 32;
 inline constexpr std::size_t kHistogramStrip = 48;
 /// Limits that one reading of the ranks is compared with; their counts stay in registers.
 inline constexpr std::size_t kLimits = 4;
-/// Tokens that all limits meet before further tokens are read: a strip's ranks stay in the second-level cache.
+/// Tokens that all limits meet before further tokens are read: a strip's ranks stay in the second-level
+/// cache.
 inline constexpr std::size_t kTokens = 1024;
 
 /// With limits that differ by snapshot, comparing costs sum(counts), a histogram a fixed price per element
@@ -39,17 +40,17 @@ struct OverlapInput {
 };
 
 /// counted[c][row] += 1 for every token of order[0 .. tokens) whose rank is below limit[c][row], c < kCount,
-/// kWidth rows from `row` on; both tables are [kCount][kStrip]. Counts fit the rank type, as there are fewer
-/// prompt tokens than it has values.
+/// kWidth rows from `row` on; both tables are [kCount][kStrip]. `known` >= tokens may be fetched ahead.
+/// Counts fit the rank type, as there are fewer prompt tokens than it has values.
 template <typename Rank, std::size_t kWidth, std::size_t kCount>
 HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HWY_RESTRICT order,
-                              std::size_t tokens, std::size_t row, const Rank* HWY_RESTRICT limit,
-                              Rank* HWY_RESTRICT counted) {
+                              std::size_t tokens, std::size_t known, std::size_t row,
+                              const Rank* HWY_RESTRICT limit, Rank* HWY_RESTRICT counted) {
   const hn::CappedTag<Rank, kWidth> d;
   using V = hn::Vec<decltype(d)>;
   constexpr std::size_t kLanes = std::min<std::size_t>(kWidth, HWY_LANES(Rank));
   constexpr std::size_t kVecs = std::min<std::size_t>(2, kWidth / kLanes);
-  constexpr std::size_t kAhead = 12;  // tokens whose lines are fetched early: they lie anywhere in the matrix
+  constexpr std::size_t kAhead = 32;  // tokens whose lines are fetched early: they lie anywhere in the matrix
   const V one = hn::Set(d, Rank{1});
   for (std::size_t part = 0; part < kWidth; part += kVecs * kLanes) {
     V sum[kCount][kVecs];
@@ -59,7 +60,7 @@ HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HW
     }
     for (std::size_t t = 0; t < tokens; ++t) {
       const Rank* HWY_RESTRICT at = ranks.row(order[t]) + row + part;
-      const Rank* ahead = ranks.row(order[std::min(t + kAhead, tokens - 1)]) + row + part;
+      const Rank* ahead = ranks.row(order[std::min(t + kAhead, known - 1)]) + row + part;
       __builtin_prefetch(ahead);
       __builtin_prefetch(ahead + kVecs * kLanes - 1);
 #pragma GCC unroll 2
@@ -85,15 +86,22 @@ HWY_INLINE void count_limits(const OverlapInput<Rank>& in, std::size_t begin, st
                              std::size_t row, std::size_t limits, const Rank* limit, Rank* counted) {
   for (std::size_t first = begin; first < end; first += kTokens) {
     const TokenIndex* order = in.order.data() + first;
-    const std::size_t tokens = std::min(kTokens, end - first);
+    const std::size_t tokens = std::min(kTokens, end - first), known = in.order.size() - first;
     for (std::size_t c = 0; c < limits; c += kLimits) {
       const Rank* HWY_RESTRICT below = limit + c * kStrip;
       Rank* HWY_RESTRICT count = counted + c * kStrip;
       switch (std::min(kLimits, limits - c)) {
-        case 1: count_strip<Rank, kWidth, 1>(in.ranks, order, tokens, row, below, count); break;
-        case 2: count_strip<Rank, kWidth, 2>(in.ranks, order, tokens, row, below, count); break;
-        case 3: count_strip<Rank, kWidth, 3>(in.ranks, order, tokens, row, below, count); break;
-        default: count_strip<Rank, kWidth, kLimits>(in.ranks, order, tokens, row, below, count);
+        case 1:
+          count_strip<Rank, kWidth, 1>(in.ranks, order, tokens, known, row, below, count);
+          break;
+        case 2:
+          count_strip<Rank, kWidth, 2>(in.ranks, order, tokens, known, row, below, count);
+          break;
+        case 3:
+          count_strip<Rank, kWidth, 3>(in.ranks, order, tokens, known, row, below, count);
+          break;
+        default:
+          count_strip<Rank, kWidth, kLimits>(in.ranks, order, tokens, known, row, below, count);
       }
     }
   }
@@ -171,17 +179,17 @@ void compare_all(const OverlapInput<Rank>& in, std::span<const OverlapQuery* con
   }
 }
 
-/// For limits that rise from snapshot to snapshot: bucket[rank] = the first snapshot whose limit exceeds the
-/// rank.
-template <typename Rank>
-void fill_buckets(const OverlapInput<Rank>& in, MatrixView<const std::uint32_t> limits, std::size_t row,
-                  std::uint16_t* bucket) {
+/// For limits that rise from snapshot to snapshot: place[rank] = where the bins of the first snapshot whose
+/// limit exceeds the rank begin.
+template <typename Rank, typename Place>
+void fill_places(const OverlapInput<Rank>& in, MatrixView<const std::uint32_t> limits, std::size_t row,
+                 Place* place) {
   std::size_t rank = 0;
   for (std::size_t s = 0; s < in.counts.size(); ++s) {
     const std::size_t limit = std::min<std::size_t>(limits(s, row), in.ranks.rows);
-    for (; rank < limit; ++rank) bucket[rank] = static_cast<std::uint16_t>(s);
+    for (; rank < limit; ++rank) place[rank] = static_cast<Place>(s * kHistogramStrip);
   }
-  std::fill(bucket + rank, bucket + in.ranks.rows + 1, static_cast<std::uint16_t>(in.counts.size()));
+  std::fill(place + rank, place + in.ranks.rows + 1, static_cast<Place>(in.counts.size() * kHistogramStrip));
 }
 
 /// max without a branch, which random ranks would mispredict.
@@ -192,34 +200,37 @@ HWY_INLINE std::size_t larger(std::size_t a, std::size_t b) {
 /// Every element counts from snapshot max(its policy bucket, its rank's bucket) on; `table` is the distance
 /// between the rows' tables, 0 where all rows share their limits. A shared table is raised to the policy's
 /// bucket as that grows, so that no maximum is left to take. Bins are [snapshot][row] of the rank type: they
-/// fit the first-level cache.
-template <typename Rank, bool kShared>
+/// fit the first-level cache beside the table.
+template <typename Rank, typename Place, bool kShared>
 HWY_NOINLINE void histogram(const OverlapInput<Rank>& in, const OverlapQuery& query, std::size_t row,
-                            std::size_t rows, std::size_t table, std::uint16_t* HWY_RESTRICT buckets,
+                            std::size_t rows, std::size_t table, Place* HWY_RESTRICT places,
                             std::size_t column) {
+  const hn::CappedTag<Rank, kRowPad> d;
+  constexpr std::size_t kLanes = std::min<std::size_t>(kRowPad, HWY_LANES(Rank));
   std::vector<Rank> bins((in.counts.size() + 1) * kHistogramStrip, 0);
   Rank* HWY_RESTRICT bin = bins.data();
-  const std::size_t hidden = in.ranks.rows;
+  const auto hidden = hn::Set(d, static_cast<Rank>(in.ranks.rows));
   const TokenIndex* HWY_RESTRICT order = in.order.data();
-  constexpr std::size_t kAhead = 4;
+  const std::size_t padded = round_up(rows, kRowPad);
+  HWY_ALIGN Rank clipped[kHistogramStrip];
   std::size_t t = 0;
   for (std::size_t s = 0; s < in.counts.size(); ++s) {
-    if (kShared) {
-      std::fill_n(buckets, std::min<std::size_t>(query.limits(s, row), hidden), static_cast<std::uint16_t>(s));
-    }
+    const auto least = static_cast<Place>(s * kHistogramStrip);
+    if (kShared) std::fill_n(places, std::min<std::size_t>(query.limits(s, row), in.ranks.rows), least);
     for (const std::size_t end = in.counts[s]; t < end; ++t) {
+      constexpr std::size_t kAhead = 16;
+      const Rank* ahead = in.ranks.row(order[std::min(t + kAhead, in.order.size() - 1)]) + row;
+      __builtin_prefetch(ahead);
+      __builtin_prefetch(ahead + padded - 1);
       const Rank* HWY_RESTRICT at = in.ranks.row(order[t]) + row;
-      if (t + kAhead < in.order.size()) {
-        const Rank* ahead = in.ranks.row(order[t + kAhead]) + row;
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + rows - 1);
-      }
-      for (std::size_t r = 0; r < rows; ++r) {
-        const std::size_t rank = at[r];
-        const std::size_t clipped =
-            rank ^ ((rank ^ hidden) & (std::size_t{0} - static_cast<std::size_t>(rank > hidden)));
-        const std::size_t bucket = kShared ? buckets[clipped] : larger(s, buckets[r * table + clipped]);
-        ++bin[bucket * kHistogramStrip + r];
+      for (std::size_t r = 0; r < padded; r += kLanes)
+        hn::Store(hn::Min(hn::LoadU(d, at + r), hidden), d, clipped + r);
+      for (std::size_t first = 0; first < padded; first += kRowPad) {
+#pragma GCC unroll 16
+        for (std::size_t r = first; r < first + kRowPad; ++r) {
+          const std::size_t place = places[kShared ? clipped[r] : r * table + clipped[r]];
+          ++bin[(kShared ? place : larger(least, place)) + r];
+        }
       }
     }
   }
@@ -248,20 +259,20 @@ bool limits_shared(MatrixView<const std::uint32_t> limits, std::size_t row_begin
   return true;
 }
 
-template <typename Rank>
+template <typename Rank, typename Place>
 void histogram_all(const OverlapInput<Rank>& in, const OverlapQuery& query, std::size_t row_begin,
                    std::size_t row_end) {
   const bool shared = limits_shared(query.limits, row_begin, row_end);
   const std::size_t table = in.ranks.rows + 1;
-  std::vector<std::uint16_t> buckets(shared ? table : table * kHistogramStrip);
+  std::vector<Place> places(shared ? table : table * kHistogramStrip);
   for (std::size_t row = row_begin; row < row_end; row += kHistogramStrip) {
     const std::size_t rows = std::min(kHistogramStrip, row_end - row);
     for (std::size_t r = 0; r < (shared ? 1 : rows); ++r)
-      fill_buckets(in, query.limits, row + r, buckets.data() + r * table);
+      fill_places(in, query.limits, row + r, places.data() + r * table);
     if (shared)
-      histogram<Rank, true>(in, query, row, rows, 0, buckets.data(), row - row_begin);
+      histogram<Rank, Place, true>(in, query, row, rows, 0, places.data(), row - row_begin);
     else
-      histogram<Rank, false>(in, query, row, rows, table, buckets.data(), row - row_begin);
+      histogram<Rank, Place, false>(in, query, row, rows, table, places.data(), row - row_begin);
   }
 }
 
@@ -270,14 +281,16 @@ void overlap_path(const OverlapInput<Rank>& in, std::span<const OverlapQuery> qu
                   std::size_t row_end) {
   std::uint64_t compares = 0;
   for (const std::uint32_t count : in.counts) compares += count;
-  const bool many = compares > kHistogramWorth * std::uint64_t{in.counts.back()} &&
-                    in.counts.size() < std::numeric_limits<std::uint16_t>::max();
+  const bool many = compares > kHistogramWorth * std::uint64_t{in.counts.back()};
+  const bool narrow = (in.counts.size() + 1) * kHistogramStrip <= std::numeric_limits<std::uint16_t>::max();
   std::vector<const OverlapQuery*> compared;
   for (const OverlapQuery& query : queries) {
-    if (many && query.limits.rows > 1 && limits_rise(query.limits, row_begin, row_end))
-      histogram_all(in, query, row_begin, row_end);
-    else
+    if (!many || query.limits.rows == 1 || !limits_rise(query.limits, row_begin, row_end))
       compared.push_back(&query);
+    else if (narrow)
+      histogram_all<Rank, std::uint16_t>(in, query, row_begin, row_end);
+    else
+      histogram_all<Rank, std::uint32_t>(in, query, row_begin, row_end);
   }
   if (!compared.empty()) compare_all<Rank>(in, compared, row_begin, row_end);
 }

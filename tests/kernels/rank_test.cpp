@@ -189,6 +189,31 @@ TYPED_TEST(OverlapCounts, MatchBruteForceWithOneLimitAndWithOnePerSnapshot) {
   }
 }
 
+TYPED_TEST(OverlapCounts, MatchBruteForceWithMoreSnapshotsThanSixteenBitsCanPlace) {
+  constexpr std::size_t kPrompt = 1500, kRows = 3;
+  Matrix<TypeParam> ranks(kPrompt, kRows, kRowPad);
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const std::vector<TokenIndex> own = shuffled(kPrompt, r);
+    for (std::size_t j = 0; j < kPrompt; ++j) ranks(j, r) = static_cast<TypeParam>(own[j]);
+  }
+  const std::vector<TokenIndex> order = shuffled(kPrompt, kRows);
+  std::vector<std::uint32_t> counts(kPrompt + 1);
+  std::iota(counts.begin(), counts.end(), 0u);
+  for (const std::uint32_t part : {1u, 2u}) {  // one table for all rows; one for each
+    Matrix<std::uint32_t> limits(counts.size(), kRows, kRowPad), overlap(counts.size(), kRows);
+    for (std::size_t s = 0; s < counts.size(); ++s)
+      for (std::uint32_t r = 0; r < kRows; ++r) limits(s, r) = counts[s] / (part == 1 ? 1 : 1 + r);
+    overlap_counts<TypeParam>(ranks.view(), order, counts, limits.view(), 0, kRows, overlap.view());
+    for (std::size_t r = 0; r < kRows; ++r) {
+      std::vector<std::uint32_t> of_row(kPrompt);
+      for (std::size_t j = 0; j < kPrompt; ++j) of_row[j] = ranks(j, r);
+      for (std::size_t s = 0; s < counts.size(); s += 7)
+        ASSERT_EQ(overlap(s, r), reference::overlap(of_row, order, counts[s], limits(s, r)))
+            << "row " << r << " count " << counts[s];
+    }
+  }
+}
+
 TYPED_TEST(OverlapCounts, HiddenTokensNeverCount) {
   Matrix<TypeParam> ranks(3, 1, kRowPad);
   ranks(0, 0) = std::numeric_limits<TypeParam>::max();
