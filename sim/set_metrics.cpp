@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/error.h"
 #include "kernels/order.h"
 
 namespace kvsim {
@@ -109,11 +110,13 @@ SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std
   const std::vector<double> best_mass = prefix_sums(oracle.order, oracle.mean);
   std::vector<float> is_evidence(evidence.empty() ? 0 : unit.order.size(), 0.0f);
   double evidence_tokens = 0;
-  for (const auto& [begin, end] : evidence)
+  for (const auto& [begin, end] : evidence) {
+    KVSIM_CHECK(end <= unit.order.size(), "evidence up to token {} of {}", end, unit.order.size());
     for (std::uint32_t token = begin; token < end; ++token) {
       evidence_tokens += is_evidence[token] == 0.0f ? 1.0 : 0.0;
       is_evidence[token] = 1.0f;
     }
+  }
   const std::vector<double> found =
       evidence.empty() ? std::vector<double>() : prefix_sums(unit.order, is_evidence);
   for (std::size_t b = 0; b < unit.counts.size(); ++b) {
