@@ -184,8 +184,9 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, s
   memory.step_chunk = std::max<std::size_t>(g.decode, 1);
   memory.variant_batch = std::max<std::size_t>(variants.size(), 1);
   // Held: the layer's heads with their weights, those of the future among them, and two blocks read ahead.
-  memory.bytes = kBase + g.kv_heads * (sizes.block + steps_bytes(g.decode) + sizes.guesses + sizes.future_outputs) + 2 * sizes.block + sizes.raw +
-                 variants.size() * sizes.score + n * (sizes.projection + sizes.task) + sizes.heads;
+  const std::uint64_t head = sizes.block + steps_bytes(g.decode) + sizes.guesses + sizes.future_outputs;
+  memory.bytes = kBase + g.kv_heads * head + 2 * sizes.block + sizes.raw + variants.size() * sizes.score +
+                 n * (sizes.projection + sizes.task) + sizes.heads;
   if (memory.bytes <= limit) return memory;
   memory.hold = false;
   const auto need = [&](std::size_t chunk, std::size_t batch) {
