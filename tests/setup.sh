@@ -53,7 +53,11 @@ analysis_environment() {
 recorder_is_installed() { [ -x "$recorder/bin/python" ] && "$recorder/bin/python" -c 'import torch, transformers, h5py, pytest' 2>/dev/null; }
 
 link_recorder() {
-  if [ -x "$recorder/bin/kvsim-record" ] && [ -d .venv/bin ]; then ln -sf "$recorder/bin/kvsim-record" .venv/bin/kvsim-record; fi
+  [ -d .venv/bin ] || return 0
+  local command
+  for command in kvsim-record kvsim-judge; do
+    if [ -x "$recorder/bin/$command" ]; then ln -sf "$recorder/bin/$command" ".venv/bin/$command"; fi
+  done
 }
 
 # recorder_environment: torch and what else kvsim-record needs, once per machine.

@@ -1,10 +1,10 @@
 """The command kvsim-record: from options to a trace, with one line for every error."""
 
-import signal
 import sys
 from pathlib import Path
 
-from .errors import RecordError, Stopped
+from .command import guarded
+from .errors import RecordError
 
 _SHOWN = 400  # characters of the answer that are printed
 
@@ -13,25 +13,12 @@ def main(argv: list[str] | None = None) -> int:
     from . import options  # light: --help and wrong options answer at once, before torch is loaded
 
     args = options.parser().parse_args(argv)
-    _stop_on_signals()
-    try:
+
+    def work() -> None:
         options.check(args)
         _run(args)
-    except RecordError as error:
-        print(f"kvsim-record: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (Stopped, KeyboardInterrupt) as stop:
-        print("kvsim-record: stopped; nothing was kept", file=sys.stderr)
-        return getattr(stop, "exit_code", 130)
-    return 0
 
-
-def _stop_on_signals() -> None:
-    def stop(number, _frame):
-        raise Stopped(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    return guarded("kvsim-record", work, "stopped; nothing was kept")
 
 
 def _run(args) -> None:

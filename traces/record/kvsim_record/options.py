@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
                    help="mark where this text stands in the prompt: the answer's source (repeatable)")
 
     g = p.add_argument_group("answer")
-    g.add_argument("--decode", metavar="N", type=_positive, help="tokens to decode (default: 256, or the whole --continue text)")
+    g.add_argument("--decode", metavar="N", type=positive, help="tokens to decode (default: 256, or the whole --continue text)")
     g.add_argument("--ignore-eos", action="store_true", help="go on after the token that ends a text")
     g.add_argument("--continue", metavar="FILE", dest="given", help="feed this answer instead of the model's own")
     g.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
@@ -87,13 +87,13 @@ def parser() -> argparse.ArgumentParser:
                    "got: statistics for kvzip and kvcompose (16 bytes per token, layer and query head; two to three times the prompt's time)")
 
     g = p.add_argument_group("first passes for Lookahead Q-Cache")
-    g.add_argument("--lookahead", metavar="N", type=_positive, help="decode N pseudo tokens on an evicted cache and record their queries")
+    g.add_argument("--lookahead", metavar="N", type=positive, help="decode N pseudo tokens on an evicted cache and record their queries")
     g.add_argument("--lookahead-policy", metavar="SPEC", action="append",
                    help="snapkv(window=32,kernel=7,pool=max) (default), streaming_llm(sinks=4), or full, which evicts nothing (repeatable)")
     g.add_argument("--lookahead-budget", metavar="LIST", help="tokens per head of the evicted cache, e.g. 128,256: one pass each (default: 128)")
 
     g = p.add_argument_group("what an error does downstream")
-    g.add_argument("--sensitivity", metavar="R", type=_positive, help="draw R next tokens from the model after every decode step and record the "
+    g.add_argument("--sensitivity", metavar="R", type=positive, help="draw R next tokens from the model after every decode step and record the "
                    "gradients of their log-likelihood with respect to every attention output, for predicted_kl (8 is good; R times "
                    "the size of the decoded queries, R times two passes over the answer), and the norms of the residual stream")
 
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above zero")
@@ -134,8 +134,12 @@ def check(args: argparse.Namespace) -> None:
         raise RecordError(f"--top-p {args.top_p:g}: a probability, at most 1")
     if not args.lookahead and (args.lookahead_policy or args.lookahead_budget):
         raise RecordError("--lookahead-policy and --lookahead-budget need --lookahead N")
-    if args.device != "auto" and not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
-        raise RecordError(f"--device {args.device}: auto, cpu, cuda or cuda:N")
+    check_device(args.device)
+
+
+def check_device(name: str) -> None:
+    if name != "auto" and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RecordError(f"--device {name}: auto, cpu, cuda or cuda:N")
 
 
 def sampling(args: argparse.Namespace) -> Sampling:

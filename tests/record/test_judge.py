@@ -1,0 +1,377 @@
+"""kvsim-judge: a masked run is the run without the evicted entries; what it writes, continues, chooses, leaves out and refuses."""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from record_reference import Trace
+from replay_folder import IN_PROMPT, NEVER, Removed, Sets, write_replay
+from tiny_models import byte_tokenizer, config
+from transformers import AutoModelForCausalLM
+
+from kvsim_record.closed import cli, session
+from kvsim_record.closed.model import Judge
+from kvsim_record.errors import Stopped
+
+STEPS = 12
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """Function: (folder, model folder, *options) -> exit code of the command, run in this process."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return lambda folder, model, *options: cli.main([str(folder), "--device", "cpu", *(["--model", str(model)] if model else []), *options])
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(3)
+
+
+def drawn(random, unit, units, prompt, kept):
+    """Each unit's own random set, the last prompt token always in it."""
+    return Sets(unit, [np.sort(np.append(random.choice(prompt - 1, kept - 1, replace=False), prompt - 1)) for _ in range(units)])
+
+
+def timed(random, units, prompt, steps):
+    """Random times: a third never, a third before the first step, the rest at some step not before their own."""
+    times = np.full((units, prompt + steps), NEVER, dtype=np.uint32)
+    for row in times:
+        for p in range(prompt + steps - 1):
+            choice = random.integers(3)
+            if choice == 1 and p < prompt:
+                row[p] = IN_PROMPT
+            elif choice == 2:
+                row[p] = random.integers(max(0, p - prompt), steps)
+    return Sets("kv", times=times)
+
+
+def cells_of(trace, random, heads):
+    """A cell for each way of keeping."""
+    prompt, layers = trace.prompt, trace.layers
+    make = {"mine_kv(a=1)": lambda: drawn(random, "kv", heads[1], prompt, 20), "mine_query(b=2)": lambda: drawn(random, "query", heads[0], prompt, 15),
+            "mine_layer(c=3)": lambda: drawn(random, "layer", 1, prompt, 10), "decode:mine(d=4)": lambda: timed(random, heads[1], prompt, STEPS),
+            "full": lambda: Sets("kv", [np.arange(prompt)] * heads[1])}
+    return [(0, spec, 20, {layer: one() for layer in layers}, {"output_error": i}) for i, (spec, one) in enumerate(make.items())]
+
+
+def divergence(full, own):
+    full, own = torch.log_softmax(full, -1), torch.log_softmax(own, -1)
+    return (full.exp() * (full - own)).sum(-1).numpy()
+
+
+HEADS = {"multi_query": (6, 1), "bigcode": (6, 1), "neox": (6, 6)}
+
+
+@pytest.mark.parametrize("kind", ["llama", "multi_query", "gemma3", "gemma2", "neox", "bigcode"])
+def test_masked_equals_removed(kind, recorded, model_folder, tmp_path, judge, random):
+    trace = Trace(recorded(kind))
+    cells = cells_of(trace, random, HEADS.get(kind, (6, 2)))
+    write_replay(tmp_path / "run", [recorded(kind)], cells)
+    assert judge(tmp_path / "run", model_folder(kind)) == 0
+    everything = Removed(model_folder(kind), trace.ids, trace.prompt, {}).run()
+    following = trace.ids[trace.prompt + 1 :]
+    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
+        name = recorded(kind).stem
+        full = torch.log_softmax(everything, -1)
+        assert closed[f"full/{name}/entropy"][:] == pytest.approx(-(full.exp() * full).sum(-1).numpy(), rel=1e-4, abs=1e-5)
+        for number, (_, spec, _, sets, _) in enumerate(cells):
+            own = Removed(model_folder(kind), trace.ids, trace.prompt, sets).run()
+            expected = divergence(everything, own)
+            # float32 in both: differences of logits of about 1e-5 give a divergence of their square, and cross terms.
+            assert closed["steps/kl"][number] == pytest.approx(expected, rel=1e-4, abs=1e-7), spec
+            if spec != "full":
+                assert expected.mean() > 1e-3  # the sets matter to this model
+            assert closed["steps/top1_agree"][number].tolist() == (everything.argmax(-1) == own.argmax(-1)).int().tolist()
+            likelihood = torch.log_softmax(own, -1)[: STEPS - 1].gather(1, torch.tensor(following)[:, None])[:, 0].numpy()
+            assert closed["steps/log_likelihood"][number, :-1] == pytest.approx(likelihood, abs=1e-3)
+            assert np.isnan(closed["steps/log_likelihood"][number, -1])
+
+
+def test_everything_kept_diverges_by_nothing(recorded, model_folder, tmp_path, judge, random):
+    trace = Trace(recorded("llama"))
+    write_replay(tmp_path / "run", [recorded("llama")], cells_of(trace, random, (6, 2))[-1:])
+    assert judge(tmp_path / "run", model_folder("llama")) == 0
+    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
+        assert np.abs(closed["steps/kl"][:]).max() < 1e-9 and closed["steps/top1_agree"][:].all()
+        assert closed["steps/log_likelihood"][0] == pytest.approx(closed["full/llama/log_likelihood"][:], abs=1e-4, nan_ok=True)
+
+
+def test_only_recorded_layers_are_masked_and_it_says_so(run, model_folder, tmp_path, judge, random, capsys):
+    code, path = run("llama", "--layers", "1")
+    assert code == 0
+    trace = Trace(path)
+    sets = {1: drawn(random, "kv", 2, trace.prompt, 20)}
+    write_replay(tmp_path / "run", [path], [(0, "mine", 20, sets, {})])
+    assert judge(tmp_path / "run", model_folder("llama")) == 0
+    assert "1 of 3 layers are masked: those recorded" in capsys.readouterr().err
+    expected = divergence(Removed(model_folder("llama"), trace.ids, trace.prompt, {}).run(), Removed(model_folder("llama"), trace.ids, trace.prompt, sets).run())
+    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
+        assert closed["steps/kl"][0] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+        assert closed.attrs["layers_masked"] == "1" and closed["full/t"].attrs["num_layers"] == 3
+
+
+@pytest.fixture
+def folder(recorded, tmp_path, random):
+    """A replay of the tiny llama with five cells."""
+    write_replay(tmp_path / "run", [recorded("llama")], cells_of(Trace(recorded("llama")), random, (6, 2)))
+    return tmp_path / "run"
+
+
+def test_attributes_cells_and_csv(folder, recorded, model_folder, judge):
+    assert judge(folder, model_folder("llama")) == 0
+    with h5py.File(folder / "closed.h5") as closed, h5py.File(folder / "kept.h5") as kept:
+        attrs = dict(closed.attrs)
+        assert (attrs["format"], attrs["version"], attrs["dtype"], attrs["seed"], attrs["layers_masked"]) == ("kvsim-closed", "1.0", "float32", 0, "0,1,2")
+        assert attrs["model"] == Trace(recorded("llama")).attrs["model"] and attrs["created"].endswith("Z") and attrs["tool_version"]
+        for name in ("trace", "variant", "budget_tokens"):
+            assert closed[f"cells/{name}"][:].tolist() == kept[f"cells/{name}"][:].tolist()
+        kl, agree, likelihood = (closed[f"steps/{name}"][:] for name in ("kl", "top1_agree", "log_likelihood"))
+        full = closed["full/llama/log_likelihood"][:]
+    assert kl.dtype == np.float64 and agree.dtype == np.uint8 and kl.shape == (5, STEPS)
+    text = (folder / "closed.csv").read_bytes()
+    assert b"\r" not in text
+    rows = list(csv.reader(text.decode().splitlines()))
+    assert rows[0] == ["trace", "policy", "variant", "budget_tokens", "kl", "kl_p95", "top1_agreement", "log_likelihood_change", "steps"]
+    assert [row[2] for row in rows[1:]] == ["mine_kv(a=1)", "mine_query(b=2)", "mine_layer(c=3)", "decode:mine(d=4)", "full"]
+    for number, row in enumerate(rows[1:]):
+        assert row[:2] == ["llama", row[2].partition("(")[0]] and row[3] == "20" and row[8] == str(STEPS)
+        assert float(row[4]) == kl[number].mean() and float(row[5]) == np.sort(kl[number])[11]  # ceil(0.95 * 12) = 12th smallest
+        assert float(row[6]) == agree[number].mean() and float(row[7]) == pytest.approx((likelihood[number] - full)[:-1].mean(), rel=1e-12)
+
+
+def test_traces_of_other_lengths_end_in_nan(run, recorded, model_folder, tmp_path, judge, random):
+    code, short = run("llama", decode=7, name="short.h5")
+    assert code == 0
+    cells = [(t, "mine", 20, {layer: drawn(random, "kv", 2, Trace(path).prompt, 20) for layer in range(3)}, {}) for t, path in enumerate([short, recorded("llama")])]
+    write_replay(tmp_path / "run", [short, recorded("llama")], cells)
+    assert judge(tmp_path / "run", model_folder("llama")) == 0
+    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
+        kl, agree = closed["steps/kl"][:], closed["steps/top1_agree"][:]
+        assert np.isfinite(kl[0, :7]).all() and np.isnan(kl[0, 7:]).all() and np.isfinite(kl[1]).all()
+        assert agree[0, 7:].tolist() == [255] * 5 and agree[1].max() <= 1 and len(closed["full/short/entropy"]) == 7
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What was run: the number of cells of each batch; one cell at a time."""
+    seen = []
+    original = Judge.run
+
+    def counted(self, last, cells):
+        seen.append(cells)
+        return original(self, last, cells)
+
+    monkeypatch.setattr(Judge, "run", counted)
+    monkeypatch.setattr(Judge, "cells_at_once", lambda self: 1)
+    return seen
+
+
+def test_a_second_call_adds_what_is_missing_and_a_third_runs_nothing(folder, model_folder, judge, batches, monkeypatch, capsys):
+    assert judge(folder, model_folder("llama"), "--policies", "full,mine_query", "-o", str(folder / "some.h5")) == 0
+    assert judge(folder, model_folder("llama")) == 0
+    shutil.copy(folder / "some.h5", folder / "closed2.h5")
+    batches.clear()
+    assert judge(folder, model_folder("llama"), "-o", str(folder / "closed2.h5")) == 0 and len(batches) == 3
+    with h5py.File(folder / "closed.h5") as whole, h5py.File(folder / "closed2.h5") as continued:
+        assert whole["cells/variant"][:].tolist() == continued["cells/variant"][:].tolist()
+        assert np.array_equal(whole["steps/kl"][:], continued["steps/kl"][:])
+    batches.clear()
+    monkeypatch.setattr(session.models, "load", lambda *_: pytest.fail("nothing is left to run"))
+    before = (folder / "closed.h5").read_bytes()
+    assert judge(folder, model_folder("llama")) == 0 and batches == []
+    assert (folder / "closed.h5").read_bytes() == before and "every cell is finished already" in capsys.readouterr().err
+
+
+def test_what_was_finished_when_a_signal_came_is_kept(folder, model_folder, judge, batches, monkeypatch, capsys):
+    counted = Judge.run
+
+    def stop(self, last, cells):
+        if len(batches) == 2:
+            raise Stopped(15)
+        return counted(self, last, cells)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "run", stop)
+        assert judge(folder, model_folder("llama")) == 143
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "kvsim-judge: stopped; what was finished is kept, the same command continues"
+    with h5py.File(folder / "closed.h5") as closed:
+        assert len(closed["cells/variant"]) == 2
+    assert [entry.name for entry in folder.iterdir() if entry.name.endswith(".part")] == []
+    batches.clear()
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 3
+
+
+def test_a_cell_whose_sets_have_changed_runs_again(folder, model_folder, judge, batches, capsys):
+    assert judge(folder, model_folder("llama")) == 0
+    with h5py.File(folder / "closed.h5") as closed:
+        before = closed["steps/kl"][:]
+    with h5py.File(folder / "kept.h5", "r+") as kept:
+        kept["kept/1/000/indices"][0] = int(kept["kept/1/000/indices"][0]) ^ 1
+    batches.clear()
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 1
+    assert "mine_query(b=2) at 20 tokens: kept.h5 has changed; it runs again" in capsys.readouterr().err
+    with h5py.File(folder / "closed.h5") as closed:
+        assert [bool(np.array_equal(a, b)) for a, b in zip(before, closed["steps/kl"][:])] == [True, False, True, True, True]
+
+
+def test_another_recording_of_the_same_name_runs_again_and_a_changed_one_is_refused(folder, run, recorded, model_folder, judge, batches, capsys, tmp_path):
+    moved = tmp_path / "moved" / "llama.h5"
+    moved.parent.mkdir()
+    code, other = run("llama", "--sensitivity", "1", name="llama.h5")  # the same tokens, another digest
+    assert code == 0 and judge(folder, model_folder("llama")) == 0
+    with h5py.File(folder / "results.h5", "r+") as results:
+        results["traces/path"][0] = str(moved)
+    shutil.copy(other, moved)
+    assert judge(folder, model_folder("llama")) == 2
+    assert "has changed since the replay" in capsys.readouterr().err
+    assert judge(folder, model_folder("llama"), "--trace", str(moved)) == 2
+    assert "none of the run's recordings (llama) has this content" in capsys.readouterr().err
+    assert judge(folder, model_folder("llama"), "--trace", str(recorded("llama"))) == 0
+    with h5py.File(folder / "results.h5", "r+") as results:
+        results["traces/digest"][0] = Trace(moved).attrs["digest"]
+    batches.clear()
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 5
+    assert "its cells run again" in capsys.readouterr().err
+
+
+def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path, judge, random):
+    trace = Trace(recorded("llama"))
+    one = lambda: {layer: drawn(random, "kv", 2, trace.prompt, 9) for layer in trace.layers}  # noqa: E731
+    cells = [(0, spec, budget, one(), {"output_error": error}) for spec, errors in
+             {"a(x=1,y=[p,q(2)])": (3, 3), "a(x=2,y=[p,q(2)])": (1, 4), "b": (2, 2), "oracle_static": (0, 0)}.items() for budget, error in zip((9, 10), errors)]
+    write_replay(tmp_path / "run", [recorded("llama")], cells)
+
+    def judged(*options):
+        out = tmp_path / "out.h5"
+        out.unlink(missing_ok=True)
+        assert judge(tmp_path / "run", model_folder("llama"), "-o", str(out), "--quiet", *options) == 0
+        with h5py.File(out) as closed:
+            return list(zip(closed["cells/variant"].asstr()[:], closed["cells/budget_tokens"][:].tolist()))
+
+    assert judged("--policies", "b,oracle_static", "--budgets", "10") == [("b", 10), ("oracle_static", 10)]
+    assert judged("--variant", "a(x=2)") == [("a(x=2,y=[p,q(2)])", 9), ("a(x=2,y=[p,q(2)])", 10)]
+    assert judged("--variant", "a(y=[p,q(2)])", "--budgets", "9") == [("a(x=1,y=[p,q(2)])", 9), ("a(x=2,y=[p,q(2)])", 9)]
+    assert judged("--top", "1") == [("a(x=2,y=[p,q(2)])", 9), ("b", 10)]
+    assert judged("--top", "2", "--by", "output_error", "--budgets", "10") == [("a(x=1,y=[p,q(2)])", 10), ("b", 10)]
+
+
+def test_what_masks_cannot_show_is_left_out_by_name(recorded, model_folder, tmp_path, judge, random, capsys):
+    trace = Trace(recorded("llama"))
+    one = lambda: {layer: drawn(random, "kv", 2, trace.prompt, 9) for layer in trace.layers}  # noqa: E731
+    specs = {"think(score=snapkv(window=8),ratio=0.4)": "drops channels", "ada(score=merging(score=knorm))": "merges what it evicts",
+             "key_rotation(score=knorm)": "moves keys", "decode:cam(score=knorm,merge=32)": "merges values",
+             "decode:streaming_llm(sinks=4,shift=true)": "moves keys", "mine_changing": "changes the entries", "oracle_topk": "changes from step to step"}
+    cells = [(0, spec, 9, None if spec == "oracle_topk" else one(), {"logit_error": 0.5 if spec == "mine_changing" else np.nan}) for spec in [*specs, "snapkv"]]
+    write_replay(tmp_path / "run", [recorded("llama")], cells, {"logit_error": "lower"})
+    with h5py.File(tmp_path / "run" / "results.h5", "r+") as results:
+        results["summary/logit_error_count"] = np.array([int(spec == "mine_changing") for spec in [*specs, "snapkv"]])
+    assert judge(tmp_path / "run", model_folder("llama")) == 0
+    error = capsys.readouterr().err
+    for spec, reason in specs.items():
+        assert any(f"left out: {spec}: " in line and reason in line for line in error.splitlines()), spec
+    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
+        assert closed["cells/variant"].asstr()[:].tolist() == ["snapkv"]
+    assert judge(tmp_path / "run", model_folder("llama"), "--policies", "key_rotation") == 2
+    assert "no cell of kept.h5 that can be judged fits: moves keys" in capsys.readouterr().err
+
+
+def test_generation_from_the_evicted_cache_is_that_of_the_removed_one(folder, recorded, model_folder, judge, batches, capsys, random):
+    trace, length = Trace(recorded("llama")), 9
+    assert judge(folder, model_folder("llama")) == 0
+    batches.clear()
+    assert judge(folder, model_folder("llama"), "--generate", str(length)) == 0
+    assert len(batches) == 4  # texts are added to finished cells; the decode-time policy's is none
+    decode = lambda tokens: byte_tokenizer().decode(tokens, skip_special_tokens=True).replace("\0", "\u2400")  # noqa: E731
+    cells = cells_of(trace, np.random.default_rng(3), (6, 2))
+    shown = capsys.readouterr().out
+    with h5py.File(folder / "closed.h5") as closed:
+        assert closed["full/llama/generated"].asstr()[()] == decode(trace.ids[trace.prompt : trace.prompt + length])
+        assert sorted(closed["generated"]) == ["0", "1", "2", "4"]
+        for number in (0, 1, 2):
+            tokens = Removed(model_folder("llama"), trace.ids, trace.prompt, cells[number][3]).generate(length)
+            if 256 in tokens:
+                tokens = tokens[: tokens.index(256)]
+            assert closed[f"generated/{number}"].asstr()[()] == decode(tokens)
+            assert decode(tokens) in shown
+
+
+def test_without_a_terminal_it_says_how_far_it_is(folder, model_folder, judge, batches, monkeypatch, capsys):
+    monkeypatch.setattr("kvsim_record.progress._LINE_EVERY", 0.0)
+    assert judge(folder, model_folder("llama")) == 0
+    assert any(line.startswith("kvsim-judge: judge: 2 of 5 cells, about ") for line in capsys.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize("options,message", [
+    (["--by", "output_error"], "--by: belongs to --top N"),
+    (["--top", "2", "--by", "nonsense"], "--by nonsense: the run has no such metric; it has output_error"),
+    (["--policies", "snapkv"], "--policies snapkv: no cell of kept.h5 that can be judged fits"),
+    (["--budgets", "77"], "--budgets 77: no cell of kept.h5 that can be judged fits"),
+    (["--variant", "mine_kv(a=2)"], "no cell of kept.h5 that can be judged fits"),
+    (["--device", "tpu"], "auto, cpu, cuda"),
+    (["--trace", "no.h5"], "--trace no.h5: cannot be read as HDF5"),
+])
+def test_wrong_options_are_one_line(options, message, folder, model_folder, judge, capsys):
+    assert judge(folder, model_folder("llama"), *options) == 2 and not (folder / "closed.h5").exists()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("kvsim-judge: error: ") and message in error
+
+
+def test_missing_and_foreign_files_are_named(folder, model_folder, judge, capsys, tmp_path):
+    def refused(message, *options, folder=folder):
+        assert judge(folder, model_folder("llama"), *options) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+    refused("kept.h5: no such file; replay again with --save kept", folder=tmp_path)
+    (tmp_path / "other.h5").write_text("precious")
+    refused("other.h5: exists and cannot be read", "-o", str(tmp_path / "other.h5"))
+    assert (tmp_path / "other.h5").read_text() == "precious"
+    shutil.copy(folder / "kept.h5", tmp_path / "other.h5")
+    refused("exists and is not a kvsim-closed file", "-o", str(tmp_path / "other.h5"))
+    with h5py.File(folder / "results.h5", "r+") as results:
+        results["traces/path"][0] = "elsewhere.h5"
+    refused("elsewhere.h5: no such file; say where the recording of llama is with --trace FILE")
+    (folder / "results.h5").unlink()
+    refused("results.h5: no such file; let the replay finish")
+
+
+def test_another_model_is_refused(folder, model_folder, judge, capsys, tmp_path):
+    def refused(model, message):
+        assert judge(folder, model) == 2 and not (folder / "closed.h5").exists()
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+    refused(model_folder("qwen3"), "the model's keys differ from the recorded ones by")  # the same shapes
+    refused(model_folder("multi_query"), "has keys of another shape than the model's")
+    refused(None, ": say where it is with --model")
+    wide = tmp_path / "wide"
+    torch.manual_seed(1)
+    settings = config("llama")
+    settings.vocab_size, settings.pad_token_id, settings.eos_token_id = 50, None, None
+    AutoModelForCausalLM.from_config(settings).float().save_pretrained(wide)
+    byte_tokenizer().save_pretrained(wide)
+    refused(wide, "is none of the model's 50; name the model of the recording with --model")
+
+
+def test_results_in_another_precision_are_not_mixed(folder, model_folder, judge, capsys):
+    assert judge(folder, model_folder("llama"), "--policies", "full") == 0
+    assert judge(folder, model_folder("llama"), "--dtype", "bfloat16") == 2
+    assert "give --dtype float32, or another -o" in capsys.readouterr().err
+
+
+def test_help_teaches_with_examples_and_does_not_load_torch():
+    code = ("import sys; from kvsim_record.closed import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+            "print('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("False") and "kvsim-judge runs/essay --top 5" in done.stdout and "Exit codes:" in done.stdout
+
+
+def test_the_package_has_the_command():
+    project = (Path(__file__).parents[2] / "traces" / "record" / "pyproject.toml").read_text()
+    assert 'kvsim-judge = "kvsim_record.closed.cli:main"' in project

@@ -1,0 +1,63 @@
+"""Which cells are judged: by policy, variant, budget, or the best few by a metric of the replay."""
+
+import math
+
+from ..errors import RecordError
+from .kept import Cell, Replay
+
+
+def choose(replay: Replay, policies: list[str], variants: list[str], budgets: list[str], top: int | None, by: str) -> list[Cell]:
+    """The chosen cells in the order of kept.h5. Empty lists choose all; a name that chooses nothing is refused."""
+    cells = replay.cells
+    cells = _keep(cells, policies, "--policies", lambda cell, name: cell.policy == name, replay)
+    cells = _keep(cells, variants, "--variant", lambda cell, spec: covers(spec, cell.variant), replay)
+    cells = _keep(cells, budgets, "--budgets", lambda cell, budget: budget in (cell.request, str(cell.budget_tokens)), replay)
+    return _best(replay, cells, top, by) if top else cells
+
+
+def _keep(cells: list[Cell], wanted: list[str], option: str, fits, replay: Replay) -> list[Cell]:
+    if not wanted:
+        return cells
+    for one in wanted:
+        if not any(fits(cell, one) for cell in cells):
+            reason = next((f": {why}" for variant, why in replay.left_out.items() if _names(variant, one)), "")
+            raise RecordError(f"{option} {one}: no cell of kept.h5 that can be judged fits{reason}")
+    return [cell for cell in cells if any(fits(cell, one) for one in wanted)]
+
+
+def _names(variant: str, wanted: str) -> bool:
+    return variant.partition("(")[0] == wanted.partition("(")[0]
+
+
+def covers(spec: str, variant: str) -> bool:
+    """Whether a variant's full spec has the policy and every parameter of `spec`, e.g. snapkv(window=32)."""
+    name, given = _parts(spec)
+    policy, known = _parts(variant)
+    return name == policy and set(given) <= set(known)
+
+
+def _parts(spec: str) -> tuple[str, list[str]]:
+    name, _, rest = spec.strip().partition("(")
+    parts, depth, start = [], 0, 0
+    inner = rest[: rest.rfind(")")] if ")" in rest else rest
+    for i, letter in enumerate(inner):
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append(inner[start:i])
+            start = i + 1
+    return name.strip(), [part.strip() for part in [*parts, inner[start:]] if part.strip()]
+
+
+def _best(replay: Replay, cells: list[Cell], top: int, by: str) -> list[Cell]:
+    """Per requested budget the `top` variants with the best mean of the metric over traces; oracles cannot be used, so they do not count."""
+    sign = -1.0 if replay.direction(by) == "higher" else 1.0
+    figures: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        if not cell.oracle and cell.policy != "full":
+            figures.setdefault(cell.request, {}).setdefault(cell.variant, []).append(replay.figure(cell, by))
+    best = set()
+    for request, variants in figures.items():
+        mean = {variant: sign * sum(values) / len(values) for variant, values in variants.items()}
+        ranked = sorted((variant for variant in mean if not math.isnan(mean[variant])), key=lambda variant: mean[variant])
+        best.update((request, variant) for variant in ranked[:top])
+    return [cell for cell in cells if (cell.request, cell.variant) in best]

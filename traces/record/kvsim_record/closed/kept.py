@@ -1,0 +1,177 @@
+"""Reads a replay's folder: the cells of kept.h5, what results.h5 says about them, and why some cannot be judged."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ..errors import RecordError
+
+NEVER = np.iinfo(np.int32).max
+_NEVER_EVICTED, _EVICTED_IN_PROMPT = 0xFFFFFFFF, 0xFFFFFFFE
+# Policies whose caches hold something else than the model's own entries at their own positions.
+_CHANGED = [(r"\bthink\(", "drops channels of the keys that it keeps"), (r"\bmerging\(", "merges what it evicts into what it keeps"),
+            (r"\bkey_rotation\(", "moves keys to other positions"), (r"\bcam\(", "merges values into what it keeps"),
+            (r"\bshift=true\b", "moves keys to other positions")]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kept set per layer: `number` is its place in kept.h5, `request` the budget as it was asked for."""
+
+    number: int
+    trace: str
+    variant: str
+    budget_tokens: int
+    policy: str
+    request: str
+    oracle: bool
+
+    @property
+    def key(self) -> tuple:
+        return self.trace, self.variant, self.budget_tokens
+
+
+@dataclass
+class TraceEntry:
+    """A trace as results.h5 names it."""
+
+    name: str
+    path: str
+    digest: str
+
+
+class Replay:
+    """kept.h5 and results.h5 of one folder, open for reading. `left_out` says per variant why its cells are not among `cells`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.kept = _open(folder / "kept.h5", "kvsim-kept", "replay again with --save kept")
+        self.results = _open(folder / "results.h5", "kvsim-results", "let the replay finish: the same command continues it")
+        self.traces = [TraceEntry(*row) for row in zip(*(text(self.results, f"traces/{name}") for name in ("name", "path", "digest")))]
+        self._variants = text(self.results, "variants/spec")
+        self._summary = self._summary_rows()
+        self.left_out: dict[str, str] = {}
+        self.cells = self._cells()
+
+    def close(self) -> None:
+        self.kept.close()
+        self.results.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _summary_rows(self) -> dict[tuple, int]:
+        """(trace, variant, budget in tokens) -> row of /summary; the first where two requests mean the same budget."""
+        summary, names, found = self.results["summary"], [trace.name for trace in self.traces], {}
+        for row, (t, v, tokens) in enumerate(zip(summary["trace"][:], summary["variant"][:], summary["budget_tokens"][:])):
+            found.setdefault((names[t], self._variants[v], int(tokens)), row)
+        return found
+
+    def _cells(self) -> list[Cell]:
+        columns = [text(self.kept, "cells/trace"), text(self.kept, "cells/variant"), self.kept["cells/budget_tokens"][:].tolist()]
+        policies = dict(zip(self._variants, text(self.results, "variants/policy")))
+        oracles = dict(zip(self._variants, self.results["variants/oracle"][:]))
+        requests, request = text(self.results, "budgets/text"), self.results["summary/budget_request"][:]
+        cells, seen = [], set()
+        for number, key in enumerate(zip(*columns)):
+            trace, variant, tokens = key
+            if key in seen:
+                continue  # two requests that mean the same budget
+            seen.add(key)
+            reason = self._reason(number, key)
+            if reason:
+                self.left_out.setdefault(variant, reason)
+                continue
+            cells.append(Cell(number, trace, variant, tokens, policies[variant], requests[request[self._summary[key]]], bool(oracles[variant])))
+        for variant in self._variants:
+            if variant not in columns[1]:
+                self.left_out.setdefault(variant, "what it keeps changes from step to step, or entries are masked and not dropped, so no set was stored")
+        return cells
+
+    def _reason(self, number: int, key: tuple) -> str | None:
+        """Why a cell's sets are not all there is to know about its cache; None when they are."""
+        for pattern, meaning in _CHANGED:
+            if re.search(pattern, key[1]):
+                return f"{meaning}, which masks cannot show"
+        if key not in self._summary:
+            return "some layers have no answer (see /failures of results.h5)"
+        changed = self.results.get("summary/logit_error_count")
+        if changed is not None and changed[self._summary[key]] > 0:
+            return "changes the entries that it keeps, which masks cannot show"
+        return None if f"kept/{number}" in self.kept else "what it keeps changes from step to step, so no set was stored"
+
+    def layers(self, cell: Cell) -> list[int]:
+        return sorted(int(name) for name in self.kept[f"kept/{cell.number}"])
+
+    def last_steps(self, cell: Cell, layer: int, heads: tuple[int, int], prompt: int, steps: int) -> np.ndarray:
+        """The last step at which each query head can read each position, int32 [Hq, T + S]: -1 = none, NEVER = all.
+        `heads`: query and KV heads."""
+        group = self.kept[f"kept/{cell.number}/{layer:03d}"]
+        unit = group.attrs["unit"]
+        units = {"kv": heads[1], "query": heads[0], "layer": 1}[unit.decode() if isinstance(unit, bytes) else unit]
+        offsets = group["offsets"][:].astype(np.int64)
+        if len(offsets) != units + 1:
+            raise RecordError(f"kept.h5: cell {cell.number}, layer {layer} has {len(offsets) - 1} units, the trace needs {units}; replay it again")
+        if "evicted_at" in group:
+            return np.repeat(_of_times(group["evicted_at"][:], prompt + steps), heads[0] // units, axis=0)
+        last = np.full((units, prompt + steps), -1, dtype=np.int32)
+        last[:, prompt:] = NEVER
+        indices = group["indices"][:]
+        for u in range(units):
+            last[u, indices[offsets[u] : offsets[u + 1]]] = NEVER
+        return np.repeat(last, heads[0] // units, axis=0)
+
+    def digest(self, cell: Cell) -> str:
+        """Stands for a cell's sets: the first 16 hex digits of SHA-256 over all of its arrays."""
+        found = hashlib.sha256()
+        for layer in self.layers(cell):
+            group = self.kept[f"kept/{cell.number}/{layer:03d}"]
+            for name in sorted(group):
+                found.update(f"{layer}/{name}/{group.attrs['unit']}".encode())
+                found.update(np.ascontiguousarray(group[name][:]).tobytes())
+        return found.hexdigest()[:16]
+
+    def figure(self, cell: Cell, metric: str) -> float:
+        """A cell's mean of a metric, as the summary has it."""
+        return float(self.results[f"summary/{metric}_mean"][self._summary[cell.key]])
+
+    def direction(self, metric: str) -> str:
+        """`higher` or `lower`; RecordError where the run did not compute that metric."""
+        directions = dict(zip(text(self.results, "metrics/name"), text(self.results, "metrics/direction")))
+        if metric not in directions or f"summary/{metric}_mean" not in self.results:
+            raise RecordError(f"--by {metric}: the run has no such metric; it has {', '.join(directions)}")
+        return directions[metric]
+
+
+def _of_times(evicted_at: np.ndarray, tokens: int) -> np.ndarray:
+    if evicted_at.shape[1] != tokens:
+        raise RecordError(f"kept.h5: evicted_at has {evicted_at.shape[1]} positions, the trace {tokens}; replay it again")
+    last = np.minimum(evicted_at, NEVER).astype(np.int32)
+    last[evicted_at == _NEVER_EVICTED] = NEVER
+    last[evicted_at == _EVICTED_IN_PROMPT] = -1
+    return last
+
+
+def _open(path: Path, kind: str, remedy: str) -> h5py.File:
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; {remedy}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read as HDF5 ({str(error).splitlines()[0]})") from error
+    found, version = file.attrs.get("format"), str(file.attrs.get("version"))
+    if found != kind or not version.startswith("1."):
+        file.close()
+        raise RecordError(f"{path}: is {found} {version}, expected {kind} 1.x")
+    return file
+
+
+def text(file: h5py.File, path: str) -> list[str]:
+    return file[path].asstr()[:].tolist()
