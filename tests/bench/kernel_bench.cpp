@@ -3,7 +3,7 @@
 //
 // One KV head of SmolLM2-135M: 256 steps x 3 query heads = 768 rows, 4096 prompt tokens, head size 64, peaky
 // attention. Single-threaded, processor time. Usage: kernel_bench [PATH] [--steps N] [--group N] [--prompt N]
-// [--dim N] [--repeats N]; PATH as AVX2.
+// [--dim N] [--repeats N] [--json FILE]; PATH as AVX2.
 #include <fmt/format.h>
 #include <immintrin.h>
 
@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <ctime>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <string>
@@ -96,7 +97,7 @@ double peak_flops(std::string_view path) {
 }
 
 struct Options {
-  std::string path;
+  std::string path, json;
   std::size_t steps = 256, group = 3, prompt = 4096, dim = 64;
   int repeats = 7;
 };
@@ -118,6 +119,8 @@ Options parse(int argc, char** argv) {
       options.dim = number();
     else if (word == "--repeats")
       options.repeats = static_cast<int>(number());
+    else if (word == "--json" && i + 1 < argc)
+      options.json = argv[++i];
     else
       options.path = word;
   }
@@ -143,8 +146,13 @@ struct TiledHead {
 
 class Report {
  public:
-  explicit Report(double peak) : peak_(peak) {}
-  void flops(const std::string& name, const Timing& t, double flops, double of_peak = 1.0) const {
+  Report(double peak, int repeats) : peak_(peak), repeats_(repeats) {}
+  void flops(const std::string& name, const Timing& t, double flops, double of_peak = 1.0) {
+    const auto share = [&](double seconds) { return flops / seconds / (peak_ * of_peak); };
+    shares_.push_back(fmt::format(
+        R"({{"line": "peak, {}", "value": {:.4f}, "low": {:.4f}, "high": {:.4f}, "repeats": {}, "note": "{:.1f} of {:.1f} GFLOP/s on one core"}})",
+        name.substr(0, name.find(" (")), share(t.median), share(t.slowest), share(t.fastest), repeats_,
+        flops / t.median * 1e-9, peak_ * of_peak * 1e-9));
     fmt::print("{:<44} {:>9.3f} ms  {:>7.1f} GFLOP/s  {:>5.1f}% of peak   (spread {:.3f}..{:.3f})\n", name,
                t.median * 1e3, flops / t.median * 1e-9, 100.0 * flops / t.median / (peak_ * of_peak),
                t.fastest * 1e3, t.slowest * 1e3);
@@ -154,9 +162,16 @@ class Report {
                t.median * 1e3, t.median * 1e9 / items, bytes / t.median * 1e-9, t.fastest * 1e3,
                t.slowest * 1e3);
   }
+  /// Shares of the peak as tests/bench/run reads them.
+  void write(const std::string& path) const {
+    if (path.empty()) return;
+    std::ofstream(path) << fmt::format("[{}]\n", fmt::join(shares_, ",\n "));
+  }
 
  private:
   double peak_;
+  int repeats_;
+  std::vector<std::string> shares_;
 };
 
 }  // namespace
@@ -177,7 +192,7 @@ int main(int argc, char** argv) {
       "path {}, one thread, {} rows x {} prompt tokens, head size {}; float32 multiply-add peak {:.1f} "
       "GFLOP/s\n",
       kvsim::instruction_path(), rows, prompt, dim, peak * 1e-9);
-  const Report report(peak);
+  Report report(peak, options.repeats);
   const int repeats = options.repeats;
   const double pair = static_cast<double>(rows) * static_cast<double>(prompt);
   const double all_pairs = static_cast<double>(rows) * static_cast<double>(tokens);
@@ -284,7 +299,8 @@ int main(int argc, char** argv) {
     }
   }
   for (const std::size_t snapshots : {1u, 16u, 200u}) {
-    // What a replay asks for: three needed sets and the row's own best n, in one reading of one matrix of all rows.
+    // What a replay asks for: three needed sets and the row's own best n, in one reading of one matrix of all
+    // rows.
     const std::vector<std::uint32_t> counts = budgets(snapshots, prompt);
     Matrix<std::uint16_t> ranks(prompt, rows, 2 * kvsim::kRowPad);
     for (std::size_t t = 0; t < tiled.ranks.size(); ++t) {
@@ -295,18 +311,18 @@ int main(int argc, char** argv) {
     std::vector<Matrix<std::uint32_t>> overlaps;
     for (std::size_t q = 0; q < 4; ++q) overlaps.emplace_back(snapshots, rows);
     for (std::size_t r = 0; r < rows; ++r) {
-      for (std::size_t q = 0; q < 3; ++q) needed_limits(q, r) = static_cast<std::uint32_t>(30 + 300 * q + r % 32);
+      for (std::size_t q = 0; q < 3; ++q)
+        needed_limits(q, r) = static_cast<std::uint32_t>(30 + 300 * q + r % 32);
       for (std::size_t s = 0; s < snapshots; ++s) each(s, r) = counts[s];
     }
     std::vector<kvsim::OverlapQuery> queries{{each.view(), overlaps[3].view()}};
     const kvsim::MatrixView<const std::uint32_t> all_needed = needed_limits.view();
     for (std::size_t q = 0; q < 3; ++q) queries.push_back({all_needed.rows_from(q, 1), overlaps[q].view()});
-    report.items(fmt::format("overlap_counts, {} budgets, all four queries", snapshots),
-                 time_of(repeats,
-                         [&] {
-                           kvsim::overlap_counts<std::uint16_t>(ranks.view(), order, counts, queries, 0, rows);
-                         }),
-                 pair, pair * 2.0);
+    report.items(
+        fmt::format("overlap_counts, {} budgets, all four queries", snapshots),
+        time_of(repeats,
+                [&] { kvsim::overlap_counts<std::uint16_t>(ranks.view(), order, counts, queries, 0, rows); }),
+        pair, pair * 2.0);
   }
   const std::vector<std::uint32_t> counts = budgets(16, prompt);
   Matrix<float> error(16, kPart), recall(16, kPart);
@@ -326,4 +342,5 @@ int main(int argc, char** argv) {
                          }
                        }),
                2.0 * pair * static_cast<double>(dim));
+  report.write(options.json);
 }

@@ -1,10 +1,11 @@
-"""What the benchmark scripts share: the machine's name and load, runs with their processor time and memory, medians."""
+"""What the benchmark scripts share: the machine's name and load, runs with their processor time and memory, medians, measures."""
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass
@@ -14,6 +15,34 @@ class Run:
     wall: float
     processor: float
     peak: int
+
+
+@dataclass
+class Measure:
+    """One number of a benchmark: the median, the smallest and the largest of its repeats. `line` names it for tests/bench/run."""
+
+    line: str
+    value: float
+    low: float
+    high: float
+    repeats: int
+    note: str = ""
+
+
+def measure(line, values, note=""):
+    return Measure(line, median(values), min(values), max(values), len(values), note)
+
+
+def write_measures(path, measures):
+    """For tests/bench/run; nothing where no path is given."""
+    if path:
+        with open(path, "w") as file:
+            json.dump([asdict(one) for one in measures], file, indent=1)
+
+
+def read_measures(path):
+    with open(path) as file:
+        return [Measure(**one) for one in json.load(file)]
 
 
 def fail(text):
@@ -33,17 +62,26 @@ def run(command, quiet=True):
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
-def describe():
-    """Processor, cores and load, in one line."""
-    name = "unknown processor"
+def cpu_info(field):
+    """The first such line of /proc/cpuinfo, or an empty text."""
     with open("/proc/cpuinfo") as file:
         for line in file:
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    load = os.getloadavg()[0]
-    busy = "" if load < 0.5 else " (BUSY: wall times are upper bounds, look at processor times)"
-    return f"machine: {name}, {len(os.sched_getaffinity(0))} cores, load {load:.2f}{busy}"
+            if line.startswith(field):
+                return line.split(":", 1)[1].strip()
+    return ""
+
+
+def busy():
+    return os.getloadavg()[0] >= 0.5
+
+
+def describe():
+    """Processor, clock as the system states it now, cores and load, in one line."""
+    clock = cpu_info("cpu MHz")
+    clock = f" at {float(clock) / 1000:.2f} GHz" if clock else ""
+    warning = " (BUSY: wall times are upper bounds, look at processor times)" if busy() else ""
+    return (f"machine: {cpu_info('model name') or 'unknown processor'}{clock}, {len(os.sched_getaffinity(0))} cores, "
+            f"load {os.getloadavg()[0]:.2f}{warning}")
 
 
 def median(values):
