@@ -2,22 +2,12 @@
 //
 // KeyDiff (arXiv:2504.15364): -cos(key, mean of the unit keys held); the anchor moves with the cache. L2 norm (arXiv:2406.11430):
 // -|key|. Formulas as in the prompt-time policies of the same names.
-#include "policies/stepwise/held_keys.h"
-
-#include <algorithm>
-
 #include "policies/recipe.h"
 #include "policies/stepwise/choose.h"
+#include "policies/stepwise/held_entries.h"
 #include "policies/stepwise/stepwise_registry.h"
 
 namespace kvsim {
-
-Matrix<float> held_keys(const CacheView& cache, std::size_t key_dim) {
-  Matrix<float> keys(cache.slots(), key_dim);
-  for (std::size_t s = 0; s < cache.slots(); ++s) std::copy_n(cache.key(s).data(), key_dim, keys.row(s));
-  return keys;
-}
-
 namespace {
 
 constexpr StepTraits kKeyDiff{.name = "keydiff",

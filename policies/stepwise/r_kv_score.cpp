@@ -8,7 +8,7 @@
 #include "policies/recipe.h"
 #include "policies/redundancy.h"
 #include "policies/stepwise/choose.h"
-#include "policies/stepwise/held_keys.h"
+#include "policies/stepwise/held_entries.h"
 
 namespace kvsim {
 namespace {
