@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include "kernels/error.h"
+#include "policies/key_value_features.h"
 #include "policies/registry.h"
 #include "policies/wrapper.h"
 
@@ -27,38 +28,6 @@ constexpr PolicyTraits kTraits{
     .nested = false,
     .order_by_budget = true};
 
-/// Some tokens of a head, as if they were the whole prompt.
-class SubsetFeatures final : public HeadFeatures {
- public:
-  SubsetFeatures(const HeadFeatures& head, std::span<const TokenIndex> tokens, Need needs)
-      : head_(head), geometry_(head.geometry()) {
-    geometry_.prompt = tokens.size();
-    if (has(needs, Need::keys)) keys_ = gathered(head.keys(), tokens);
-    if (has(needs, Need::values)) values_ = gathered(head.values(), tokens);
-  }
-  const LayerGeometry& geometry() const override { return geometry_; }
-  std::uint32_t kv_head() const override { return head_.kv_head(); }
-  MatrixView<const float> keys() const override { return keys_.view(); }
-  MatrixView<const float> values() const override { return values_.view(); }
-  Rope rope() const override { return head_.rope(); }
-  std::span<const float> window_mean(std::uint32_t, std::size_t) const override { absent(); }
-  std::span<const float> attention_sum(std::size_t) const override { absent(); }
-  std::span<const float> attention_mean_over_visible(std::size_t) const override { absent(); }
-  QueryStats query_stats(std::size_t) const override { absent(); }
-  std::span<const float> decode_mean(std::size_t) const override { absent(); }
-
- private:
-  [[noreturn]] static void absent() { throw InternalError("a block has no queries"); }
-  static Matrix<float> gathered(MatrixView<const float> rows, std::span<const TokenIndex> tokens) {
-    Matrix<float> out(tokens.size(), rows.cols);
-    for (std::size_t i = 0; i < tokens.size(); ++i) std::copy_n(rows.row(tokens[i]), rows.cols, out.row(i));
-    return out;
-  }
-  const HeadFeatures& head_;
-  LayerGeometry geometry_;
-  Matrix<float> keys_, values_;
-};
-
 struct Block final : ScoreWrapper {
   std::uint32_t length_ = 128;
 
@@ -69,10 +38,8 @@ struct Block final : ScoreWrapper {
   }
   void prepare(Resources& resources) override {
     ScoreWrapper::prepare(resources);
-    constexpr Need kAvailable = Need::keys | Need::values;
     const PolicyTraits& inner = score_->traits();
-    if ((score_->needs() | kAvailable) != kAvailable || score_->unit() != Unit::kv ||
-        score_->scope() != Scope::head || inner.order_by_budget || inner.own_size || inner.transforms ||
+    if (!scores_keys_and_values(*score_) || inner.order_by_budget || inner.own_size || inner.transforms ||
         inner.name == "external") {
       throw UserError(
           "block(score={}): only policies that rank by keys, values or positions of a KV head can rank a "
@@ -81,7 +48,6 @@ struct Block final : ScoreWrapper {
           inner.name);
     }
   }
-  Need needs() const override { return ScoreWrapper::needs(); }
 
   void score(const HeadFeatures& head, std::span<UnitScores> out) const override {
     score_->score(head, out);
@@ -117,7 +83,7 @@ struct Block final : ScoreWrapper {
   }
   /// The tokens, best first.
   std::vector<TokenIndex> best(const HeadFeatures& head, std::vector<TokenIndex> tokens) const {
-    const SubsetFeatures subset(head, tokens, score_->needs());
+    const KeyValueFeatures subset(head, tokens, score_->needs());
     LayerScores scores{Unit::kv, std::vector<UnitScores>(1)};
     score_->score(subset, scores.units);
     score_->join(subset.geometry(), scores);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/error.h"
+#include "policies/key_value_features.h"
 #include "policies/registry.h"
 #include "policies/wrapper.h"
 
@@ -24,34 +25,6 @@ constexpr PolicyTraits kTraits{
         "max(1, floor(length * budget / T)) tokens of every chunk: up to one token per chunk below the "
         "budget, and never less than one token per chunk"};
 
-/// One chunk of a head, as if it were the whole prompt.
-class ChunkFeatures final : public HeadFeatures {
- public:
-  ChunkFeatures(const HeadFeatures& head, std::size_t begin, std::size_t length)
-      : head_(head), geometry_(head.geometry()), begin_(begin) {
-    geometry_.prompt = length;
-  }
-  const LayerGeometry& geometry() const override { return geometry_; }
-  std::uint32_t kv_head() const override { return head_.kv_head(); }
-  MatrixView<const float> keys() const override { return head_.keys().rows_from(begin_, geometry_.prompt); }
-  MatrixView<const float> values() const override {
-    return head_.values().rows_from(begin_, geometry_.prompt);
-  }
-  Rope rope() const override { return head_.rope(); }
-  std::span<const float> window_mean(std::uint32_t, std::size_t) const override { absent(); }
-  std::span<const float> attention_sum(std::size_t) const override { absent(); }
-  std::span<const float> attention_mean_over_visible(std::size_t) const override { absent(); }
-  QueryStats query_stats(std::size_t) const override { absent(); }
-  std::span<const float> decode_mean(std::size_t) const override { absent(); }
-
- private:
-  [[noreturn]] static void absent() { throw InternalError("a chunk has keys and values only"); }
-
-  const HeadFeatures& head_;
-  LayerGeometry geometry_;
-  std::size_t begin_;
-};
-
 struct Chunk final : ScoreWrapper {
   std::uint32_t length_ = 1024;
 
@@ -62,9 +35,7 @@ struct Chunk final : ScoreWrapper {
   }
   void prepare(Resources& resources) override {
     ScoreWrapper::prepare(resources);
-    constexpr Need kAvailable = Need::keys | Need::values;
-    if ((score_->needs() | kAvailable) != kAvailable || score_->unit() != Unit::kv ||
-        score_->scope() != Scope::head) {
+    if (!scores_keys_and_values(*score_)) {
       throw UserError(
           "chunk(score={}): only policies that score by keys, values or positions of a KV head can score a "
           "chunk by itself",
@@ -77,7 +48,7 @@ struct Chunk final : ScoreWrapper {
     out[0].score.assign(tokens, 0.0f);
     for (std::size_t begin = 0; begin < tokens; begin += length_) {
       const std::size_t length = std::min<std::size_t>(length_, tokens - begin);
-      const ChunkFeatures chunk(head, begin, length);
+      const KeyValueFeatures chunk(head, begin, length, score_->needs());
       LayerScores scores{Unit::kv, std::vector<UnitScores>(1)};
       score_->score(chunk, scores.units);
       const LayerRanking ranking = rank_layer(*score_, chunk.geometry(), std::move(scores));

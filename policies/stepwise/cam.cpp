@@ -11,6 +11,7 @@
 
 #include "kernels/error.h"
 #include "kernels/philox.h"
+#include "policies/key_value_features.h"
 #include "policies/registry.h"
 #include "policies/stepwise/choose.h"
 #include "policies/stepwise/held_features.h"
@@ -70,8 +71,7 @@ struct State final : Cloned<State> {
     const RecentQueries none;
     for (const CacheView* const cache : caches) {
       std::vector<UnitScores> scored(1);
-      const HeldFeatures features(*cache, context_.geometry, context_.rope, context_.logit_softcap, none, has(policy.needs(), Need::keys),
-                                  has(policy.needs(), Need::values));
+      const HeldFeatures features(*cache, context_.geometry, context_.rope, context_.logit_softcap, none, held_needs(policy.needs()));
       policy.score(features, scored);
       for (std::size_t s = 0; s < mean.size(); ++s) mean[s] += static_cast<double>(scored[0].score[s]) / static_cast<double>(caches.size());
     }
@@ -128,17 +128,15 @@ struct Cam final : StepwisePolicy {
   }
   void prepare(Resources& resources) override {
     if (!score_) throw UserError("decode:cam needs a policy that scores, e.g. cam(score=knorm)");
-    const Need allowed = Need::keys | Need::values;
-    if ((std::uint32_t(score_->needs()) & ~std::uint32_t(allowed)) != 0 || score_->scope() != Scope::head || score_->unit() != Unit::kv) {
+    if (!scores_keys_and_values(*score_)) {
       throw UserError("decode:cam cannot take {}: give it a score of keys or values with one set per KV head, e.g. knorm", score_->traits().name);
     }
     score_->prepare(resources);
   }
   void check(const LayerGeometry& layer) const override { score_->check(layer); }
   StepNeed needs() const override {
-    StepNeed needs = StepNeed::attention | StepNeed::values;
-    if (score_ && has(score_->needs(), Need::keys)) needs = needs | StepNeed::keys;
-    return needs;
+    const StepNeed own = StepNeed::attention | StepNeed::values;
+    return score_ ? own | held_needs(score_->needs()) : own;
   }
   Unit unit() const override { return Unit::layer; }
   std::unique_ptr<StepState> start(const StepContext& context) const override { return std::make_unique<State>(settings_, context); }

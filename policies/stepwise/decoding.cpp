@@ -55,10 +55,9 @@ struct State final : Cloned<State> {
     LayerGeometry geometry = context_.geometry;
     geometry.prompt = caches[0]->slots();
     geometry.kv_heads = caches.size();
-    const bool keys = has(policy.needs(), Need::keys) || has(policy.needs(), Need::window_queries);
     for (std::size_t i = 0; i < caches.size(); ++i) {
-      const HeldFeatures features(*caches[i], context_.geometry, context_.rope, context_.logit_softcap, recent_[first + i], keys,
-                                  has(policy.needs(), Need::values));
+      const HeldFeatures features(*caches[i], context_.geometry, context_.rope, context_.logit_softcap, recent_[first + i],
+                                  held_needs(policy.needs()));
       policy.score(features, std::span(scores.units).subspan(i, 1));
     }
     policy.join(geometry, scores);
@@ -117,14 +116,7 @@ struct Decoding final : StepwisePolicy {
     score_->prepare(resources);
   }
   void check(const LayerGeometry& layer) const override { score_->check(layer); }
-  StepNeed needs() const override {
-    StepNeed needs = StepNeed::none;
-    if (!score_) return needs;
-    if (has(score_->needs(), Need::keys) || has(score_->needs(), Need::window_queries)) needs = needs | StepNeed::keys;
-    if (has(score_->needs(), Need::values)) needs = needs | StepNeed::values;
-    if (has(score_->needs(), Need::window_queries)) needs = needs | StepNeed::queries;
-    return needs;
-  }
+  StepNeed needs() const override { return score_ ? held_needs(score_->needs()) : StepNeed::none; }
   std::uint32_t prompt_rows() const override { return score_ && schedule_.prompt_end ? score_->window() : 0; }
   Unit unit() const override { return score_ ? score_->unit() : Unit::kv; }
   bool joint() const override { return true; }

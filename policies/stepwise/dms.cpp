@@ -6,8 +6,11 @@
 #include <limits>
 
 #include "kernels/error.h"
+#include "policies/key_value_features.h"
 #include "policies/registry.h"
 #include "policies/stepwise/choose.h"
+#include "policies/stepwise/held_entries.h"
+#include "policies/stepwise/held_features.h"
 #include "policies/stepwise/stepwise_registry.h"
 
 namespace kvsim {
@@ -18,39 +21,6 @@ constexpr StepTraits kTraits{.name = "dms",
                              .reference = "arXiv:2506.05345 (inference rule); kvpress DMSPress",
                              .accounting = "chooses its own size by the threshold; the capacity does not matter",
                              .bounded = false};
-
-[[noreturn]] void not_there() { throw InternalError("a score of tokens by themselves asked for queries"); }
-
-/// Some tokens of a cache as if they were a whole prompt.
-class TokenFeatures final : public HeadFeatures {
- public:
-  TokenFeatures(const CacheView& cache, std::size_t first, const LayerGeometry& layer, const Rope& rope, StepNeed needs)
-      : geometry_(layer), kv_head_(cache.kv_head()), rope_(rope) {
-    geometry_.prompt = cache.slots() - first;
-    if (has(needs, StepNeed::keys)) keys_ = Matrix<float>(geometry_.prompt, layer.key_dim);
-    if (has(needs, StepNeed::values)) values_ = Matrix<float>(geometry_.prompt, layer.value_dim);
-    for (std::size_t s = 0; s < geometry_.prompt; ++s) {
-      if (!keys_.empty()) std::copy_n(cache.key(first + s).data(), layer.key_dim, keys_.row(s));
-      if (!values_.empty()) std::copy_n(cache.value(first + s).data(), layer.value_dim, values_.row(s));
-    }
-  }
-  const LayerGeometry& geometry() const override { return geometry_; }
-  std::uint32_t kv_head() const override { return kv_head_; }
-  MatrixView<const float> keys() const override { return keys_.view(); }
-  MatrixView<const float> values() const override { return values_.view(); }
-  Rope rope() const override { return rope_; }
-  std::span<const float> window_mean(std::uint32_t, std::size_t) const override { not_there(); }
-  std::span<const float> attention_sum(std::size_t) const override { not_there(); }
-  std::span<const float> attention_mean_over_visible(std::size_t) const override { not_there(); }
-  QueryStats query_stats(std::size_t) const override { not_there(); }
-  std::span<const float> decode_mean(std::size_t) const override { not_there(); }
-
- private:
-  LayerGeometry geometry_;
-  std::uint32_t kv_head_;
-  Rope rope_;
-  Matrix<float> keys_, values_;
-};
 
 struct Settings {
   const Policy* score = nullptr;
@@ -67,7 +37,11 @@ struct State final : Cloned<State> {
     if (cache.slots() == score_.size()) return;
     // A dense prompt and every block are scored together, decoded tokens one by one.
     std::vector<UnitScores> scored(1);
-    settings_.score->score(TokenFeatures(cache, score_.size(), layer_, rope_, settings_.needs), scored);
+    const std::size_t first = score_.size();
+    const KeyValueFeatures unseen(layer_, cache.kv_head(), rope_, cache.slots() - first,
+                                  has(settings_.needs, StepNeed::keys) ? held_keys(cache, layer_.key_dim, first) : Matrix<float>(),
+                                  has(settings_.needs, StepNeed::values) ? held_values(cache, layer_.value_dim, first) : Matrix<float>());
+    settings_.score->score(unseen, scored);
     score_.insert(score_.end(), scored[0].score.begin(), scored[0].score.end());
     judged_.resize(score_.size(), false);
   }
@@ -107,19 +81,13 @@ struct Dms final : StepwisePolicy {
   }
   void prepare(Resources& resources) override {
     if (!score_) throw UserError("decode:dms needs a policy that scores, e.g. dms(score=knorm,threshold=-12)");
-    const Need allowed = Need::keys | Need::values;
-    if ((std::uint32_t(score_->needs()) & ~std::uint32_t(allowed)) != 0 || score_->scope() != Scope::head || score_->unit() != Unit::kv) {
+    if (!scores_keys_and_values(*score_)) {
       throw UserError("decode:dms judges tokens by themselves, {} cannot: take a score of keys or values, e.g. knorm", score_->traits().name);
     }
     score_->prepare(resources);
   }
   void check(const LayerGeometry& layer) const override { score_->check(layer); }
-  StepNeed needs() const override {
-    StepNeed needs = StepNeed::none;
-    if (score_ && has(score_->needs(), Need::keys)) needs = needs | StepNeed::keys;
-    if (score_ && has(score_->needs(), Need::values)) needs = needs | StepNeed::values;
-    return needs;
-  }
+  StepNeed needs() const override { return score_ ? held_needs(score_->needs()) : StepNeed::none; }
   std::unique_ptr<StepState> start(const StepContext& context) const override { return std::make_unique<State>(settings_, context); }
 };
 

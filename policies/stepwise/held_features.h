@@ -4,9 +4,13 @@
 #include <map>
 #include <vector>
 
+#include "policies/key_value_features.h"
 #include "policies/stepwise/stepwise_policy.h"
 
 namespace kvsim {
+
+/// What a cache has to show for a prompt-time score that reads `needs`: keys, values or a window of queries.
+StepNeed held_needs(Need needs);
 
 /// The last queries of one KV head that a cache remembers, oldest first.
 struct RecentQueries {
@@ -16,30 +20,18 @@ struct RecentQueries {
 
 /// HeadFeatures over the slots of a cache: token i is slot i. Windows are the last remembered queries; they see slots up to
 /// their own token's. What needs other prompt queries is an InternalError.
-class HeldFeatures final : public HeadFeatures {
+class HeldFeatures final : public KeyValueFeatures {
  public:
+  /// `needs` as held_needs says.
   HeldFeatures(const CacheView& cache, const LayerGeometry& layer, const Rope& rope, double logit_softcap, const RecentQueries& recent,
-               bool with_keys, bool with_values);
+               StepNeed needs);
 
-  const LayerGeometry& geometry() const override { return geometry_; }
-  std::uint32_t kv_head() const override { return kv_head_; }
-  MatrixView<const float> keys() const override { return keys_.view(); }
-  MatrixView<const float> values() const override { return values_.view(); }
-  Rope rope() const override { return rope_; }
   std::span<const float> window_mean(std::uint32_t window, std::size_t query_head) const override;
-  std::span<const float> attention_sum(std::size_t) const override;
-  std::span<const float> attention_mean_over_visible(std::size_t) const override;
-  QueryStats query_stats(std::size_t) const override;
-  std::span<const float> decode_mean(std::size_t) const override;
 
  private:
-  LayerGeometry geometry_;  // prompt = slots
-  std::uint32_t kv_head_;
-  Rope rope_;
   double softcap_;
   const RecentQueries& recent_;
   std::vector<TokenIndex> positions_;
-  Matrix<float> keys_, values_;
   mutable std::map<std::pair<std::uint32_t, std::size_t>, std::vector<float>> means_;
 };
 
