@@ -10,9 +10,7 @@
 // inner policy, h2o(unit=query)) gets its costs head by head, then joined over the group (join=mean) or left
 // as they are (join=none); what the inner policy protects stays protected and takes no part in alpha and X.
 // compose(score=..., value=caote) is the same part.
-#include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "kernels/error.h"
 #include "policies/recipe.h"
@@ -36,23 +34,17 @@ constexpr PolicyTraits kFastTraits{
 
 constexpr std::array<std::string_view, 2> kJoinChoices{"mean", "none"};
 
-/// alpha of the tokens that may leave: scores over their sum; protected tokens get 0, and so does a row
-/// without any score.
-std::vector<double> shares(const PolicyTraits& inner, const UnitScores& unit) {
-  std::vector<double> alpha(unit.score.begin(), unit.score.end());
-  for (const TokenIndex t : unit.protected_tokens) alpha[t] = 0;
-  double sum = 0;
-  for (std::size_t t = 0; t < alpha.size(); ++t) {
-    if (alpha[t] < 0) {
+/// The scores of an attention-like policy. Throws UserError where a token that may leave has a negative one.
+std::vector<double> weights(const PolicyTraits& inner, const UnitScores& unit, const std::vector<bool>& stays) {
+  for (std::size_t t = 0; t < unit.score.size(); ++t) {
+    if (unit.score[t] < 0 && !stays[t]) {
       throw UserError(
           "caote needs scores that are shares of attention, but {} scores token {} with {}: choose a score "
           "that is never negative",
-          inner.name, t, alpha[t]);
+          inner.name, t, static_cast<double>(unit.score[t]));
     }
-    sum += alpha[t];
   }
-  for (double& a : alpha) a = sum > 0 ? a / sum : 0;
-  return alpha;
+  return {unit.score.begin(), unit.score.end()};
 }
 
 template <bool fast>
@@ -96,26 +88,9 @@ struct Caote final : ScoreWrapper {
   bool joins() const { return join_ == 0 && ScoreWrapper::unit() == Unit::query; }
 
   std::vector<double> costs(MatrixView<const float> values, const UnitScores& unit) const {
-    const std::vector<double> alpha = shares(score_->traits(), unit);
-    std::vector<bool> stays(alpha.size(), false);
+    std::vector<bool> stays(unit.score.size(), false);
     for (const TokenIndex t : unit.protected_tokens) stays[t] = true;
-    const double even =
-        1.0 / static_cast<double>(std::max<std::size_t>(1, alpha.size() - unit.protected_tokens.size()));
-    std::vector<double> centre(values.cols, 0.0);
-    for (std::size_t t = 0; t < alpha.size(); ++t) {
-      const double weight = fast ? (stays[t] ? 0.0 : even) : alpha[t];
-      for (std::size_t c = 0; c < centre.size(); ++c) centre[c] += weight * static_cast<double>(values(t, c));
-    }
-    std::vector<double> cost(alpha.size());
-    for (std::size_t t = 0; t < cost.size(); ++t) {
-      double square = 0;
-      for (std::size_t c = 0; c < centre.size(); ++c) {
-        const double difference = static_cast<double>(values(t, c)) - centre[c];
-        square += difference * difference;
-      }
-      cost[t] = removal_cost(alpha[t], std::sqrt(square));
-    }
-    return cost;
+    return output_change(weights(score_->traits(), unit, stays), values, stays, fast);
   }
 };
 

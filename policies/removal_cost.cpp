@@ -22,6 +22,30 @@ double removal_cost(double weight, double distance) {
   return weight / std::max(1.0 - weight, kLeastRest) * distance;
 }
 
+std::vector<double> output_change(std::span<const double> weight, MatrixView<const float> values,
+                                  const std::vector<bool>& stays, bool fast) {
+  const auto free = static_cast<std::size_t>(std::count(stays.begin(), stays.end(), false));
+  const double even = 1.0 / static_cast<double>(std::max<std::size_t>(1, free));
+  double total = 0;
+  for (std::size_t t = 0; t < weight.size(); ++t) total += stays[t] ? 0.0 : weight[t];
+  std::vector<double> cost(weight.size()), centre(values.cols, 0.0);
+  for (std::size_t t = 0; t < cost.size(); ++t) {
+    const double alpha = total > 0 && !stays[t] ? weight[t] / total : 0.0;
+    const double share = fast ? (stays[t] ? 0.0 : even) : alpha;
+    for (std::size_t c = 0; c < centre.size(); ++c) centre[c] += share * static_cast<double>(values(t, c));
+    cost[t] = alpha;
+  }
+  for (std::size_t t = 0; t < cost.size(); ++t) {
+    double square = 0;
+    for (std::size_t c = 0; c < centre.size(); ++c) {
+      const double difference = static_cast<double>(values(t, c)) - centre[c];
+      square += difference * difference;
+    }
+    cost[t] = removal_cost(cost[t], std::sqrt(square));
+  }
+  return cost;
+}
+
 void add_removal_squares(MatrixView<const float> weights, MatrixView<const float> values,
                          MatrixView<const float> outputs, std::size_t begin, std::size_t end,
                          std::span<double> squares) {

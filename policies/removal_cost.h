@@ -17,6 +17,13 @@ namespace kvsim {
 /// 2^-24, half a unit in the last place of 1.
 double removal_cost(double weight, double distance);
 
+/// removal_cost of every token under one set of weights: alpha = weight / sum of the weights, each token
+/// against o = sum of alpha v, or, with `fast`, against the plain mean of the values (CAOTE and FastCAOTE,
+/// arXiv:2504.14051). `weight` [n], none negative; `values` [at least n, dv]; tokens that stay [n] have no
+/// part in any of the sums and cost nothing.
+std::vector<double> output_change(std::span<const double> weight, MatrixView<const float> values,
+                                  const std::vector<bool>& stays, bool fast);
+
 /// Adds the squares of removal_cost over the rows [begin, end) to squares[i] for every token i, row after
 /// row: the sum over all rows is the squared change of the stacked outputs. `weights` is token-major, [at
 /// least T, rows], `outputs` is channel-major, [dv, rows], `values` [at least T, dv]; T = squares.size(). The

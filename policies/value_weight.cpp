@@ -54,34 +54,16 @@ Row projected_norms_of(const HeadFeatures& head, std::size_t row, std::size_t ro
 
 /// Change of the output when one token alone is evicted and the others are renormalised (arXiv:2504.14051).
 /// Scores are taken as they would be ranked, in float.
-void output_change(Row& row, MatrixView<const float> values, std::span<const TokenIndex> guarded, bool fast) {
+void weigh_by_change(Row& row, MatrixView<const float> values, std::span<const TokenIndex> guarded, bool fast) {
   std::vector<bool> stays(row.size(), false);
   for (const TokenIndex t : guarded)
     if (t < row.size()) stays[t] = true;
-  double total = 0;
-  std::size_t free = 0;
   for (std::size_t t = 0; t < row.size(); ++t) {
-    row[t] = stays[t] ? 0.0 : static_cast<double>(static_cast<float>(row[t]));
-    if (row[t] < 0)
+    row[t] = static_cast<double>(static_cast<float>(row[t]));
+    if (row[t] < 0 && !stays[t])
       throw UserError("value=caote needs scores that are shares of attention, token {} has {}", t, row[t]);
-    total += row[t];
-    free += stays[t] ? 0 : 1;
   }
-  Row centre(values.cols, 0.0);
-  const double even = 1.0 / static_cast<double>(std::max<std::size_t>(1, free));
-  for (std::size_t t = 0; t < row.size(); ++t) {
-    row[t] = total > 0 ? row[t] / total : 0.0;
-    const double weight = fast ? (stays[t] ? 0.0 : even) : row[t];
-    for (std::size_t c = 0; c < values.cols; ++c) centre[c] += weight * static_cast<double>(values(t, c));
-  }
-  for (std::size_t t = 0; t < row.size(); ++t) {
-    double square = 0;
-    for (std::size_t c = 0; c < values.cols; ++c) {
-      const double difference = static_cast<double>(values(t, c)) - centre[c];
-      square += difference * difference;
-    }
-    row[t] = removal_cost(row[t], std::sqrt(square));
-  }
+  row = output_change(row, values, stays, fast);
 }
 
 }  // namespace
@@ -111,7 +93,7 @@ void weigh_by_value(const ValuePart& part, const HeadFeatures& head, std::span<c
         break;
       case Kind::caote:
       case Kind::fast_caote:
-        output_change(rows[r], head.values(), guarded, part.kind == Kind::fast_caote);
+        weigh_by_change(rows[r], head.values(), guarded, part.kind == Kind::fast_caote);
         break;
     }
   }
