@@ -16,20 +16,20 @@ namespace {
 
 std::size_t HeadFeatures::count(const QueryRows& rows) const {
   const LayerGeometry& layer = geometry();
-  std::size_t most = layer.prompt;
-  if (rows.source == QueryRows::Source::oracle) most = layer.decode;
+  if (rows.source == QueryRows::Source::window || rows.source == QueryRows::Source::prompt) {
+    KVSIM_CHECK(rows.count > 0 && rows.first + rows.count <= layer.prompt, "query rows {} + {} of {}", rows.first, rows.count,
+                layer.prompt);
+    return rows.count;
+  }
+  std::size_t most = layer.decode;
   if (rows.source == QueryRows::Source::lookahead) {
     most = 0;
     for (const LookaheadPass& pass : layer.lookaheads) {
       if (pass.name == rows.pass) most = pass.queries;
     }
     KVSIM_CHECK(most > 0, "no lookahead pass '{}'", rows.pass);
-    return rows.count == 0 ? most : std::min<std::size_t>(rows.count, most);
   }
-  if (rows.source == QueryRows::Source::oracle)
-    return rows.count == 0 ? most : std::min<std::size_t>(rows.count, most);
-  KVSIM_CHECK(rows.count > 0 && rows.first + rows.count <= most, "query rows {} + {} of {}", rows.first, rows.count, most);
-  return rows.count;
+  return rows.count == 0 ? most : std::min<std::size_t>(rows.count, most);
 }
 
 MatrixView<const float> HeadFeatures::queries(const QueryRows&, std::size_t) const { not_offered("queries"); }
