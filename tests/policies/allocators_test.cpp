@@ -11,27 +11,19 @@
 #include "policies/model_pool.h"
 #include "policies/registry.h"
 #include "policies/stop_signal.h"
-#include "tests/policies/dense_features.h"
 #include "tests/policies/given_attention.h"
+#include "tests/policies/policy_cases.h"
 
 namespace kvsim::test {
 namespace {
 
 using Counts = std::vector<std::uint32_t>;
 
-/// Arrays by dataset name.
-struct Arrays final : Resources {
-  std::map<std::string, ExternalArray> arrays;
-  const ExternalArray& array(const std::string& file, const std::string& dataset) override {
-    if (arrays.count(dataset) == 0) throw UserError("no {} in {}", dataset, file);
-    return arrays.at(dataset);
-  }
-};
-
-std::unique_ptr<Policy> policy_of(std::string_view spec, Arrays files = {}) {
-  static std::vector<std::unique_ptr<Arrays>> kept;  // arrays outlive the policies
+/// Prepared with these files, which live as long as the program: the policy goes on to use them.
+std::unique_ptr<Policy> policy_with(std::string_view spec, Arrays files = {}) {
+  static std::vector<std::unique_ptr<Arrays>> kept;
   kept.push_back(std::make_unique<Arrays>(std::move(files)));
-  std::unique_ptr<Policy> policy = bind_policy(parse_specs(spec).at(0));
+  std::unique_ptr<Policy> policy = policy_of(spec);
   policy->prepare(*kept.back());
   return policy;
 }
@@ -128,7 +120,7 @@ TEST(Cake, ScoresByMeanAndVariance) {
   const DenseLayer layer = random_layer(30, 1, 1, 8);
   const DenseFeatures head(layer, 0);
   std::vector<UnitScores> out(1);
-  policy_of("cake(window=4,kernel=1)")->score(head, out);
+  prepared_policy("cake(window=4,kernel=1)")->score(head, out);
   const MatrixView<const float> rows = head.attention({.source = QueryRows::Source::window, .count = 4}, 0);
   for (std::size_t t = 0; t < 26; ++t) {
     double mean = 0, squares = 0;
@@ -140,7 +132,7 @@ TEST(Cake, ScoresByMeanAndVariance) {
 
 TEST(Cake, IsSnapKvWithoutVarianceAndPreference) {
   const DenseLayer layer = random_layer(80, 2, 3, 5);
-  const auto cake = policy_of("cake(window=16,gamma=0)"), snapkv = policy_of("snapkv(window=16)");
+  const auto cake = prepared_policy("cake(window=16,gamma=0)"), snapkv = prepared_policy("snapkv(window=16)");
   LayerRanking ours = rank_layer(*cake, layer.geometry, score_layer(*cake, layer, true));
   const LayerRanking theirs = rank_layer(*snapkv, layer.geometry, score_layer(*snapkv, layer));
   EXPECT_EQ(ours.order, theirs.order);
@@ -166,7 +158,7 @@ TEST(DBudgetKv, StopsWhereTheWorkedExampleDoes) {
             {"dbudgetkv(protected=true)", 5, .047311},
             {"dbudgetkv(threshold=0)", 0, 0}};
   for (const auto& [spec, cut, signal] : cases) {
-    const auto policy = policy_of(spec);
+    const auto policy = prepared_policy(spec);
     LayerScores scores;
     scores.units.resize(1);
     policy->score(head, scores.units);
@@ -181,7 +173,7 @@ TEST(DBudgetKv, StopsWhereTheWorkedExampleDoes) {
 
 TEST(DBudgetKv, CutsTheSameNumberOfAnyRanking) {
   const DenseLayer layer = random_layer(60, 2, 2, 9);
-  const auto policy = policy_of("dbudgetkv(score=knorm,threshold=0.3)");
+  const auto policy = prepared_policy("dbudgetkv(score=knorm,threshold=0.3)");
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer, true));
   const Counts kept = counts_at(*policy, layer.geometry, ranking, 60);
   EXPECT_EQ(kept[0], kept[1]);
@@ -204,12 +196,12 @@ TEST(DBudgetKv, CutsTheSameNumberOfAnyRanking) {
 }
 
 TEST(DBudgetKv, RefusesScoresWithoutOneOrder) {
-  EXPECT_THROW(policy_of("dbudgetkv(score=cake)"), UserError);
-  EXPECT_THROW(policy_of("dbudgetkv(score=laq)"), UserError);
+  EXPECT_THROW(prepared_policy("dbudgetkv(score=cake)"), UserError);
+  EXPECT_THROW(prepared_policy("dbudgetkv(score=laq)"), UserError);
 }
 
 TEST(Pool, IsAdaKvWithAGuaranteeOverALayer) {
-  const auto pool = policy_of("pool(score=knorm,floor=0.25)"), ada = policy_of("ada(score=knorm,alpha=0.25)");
+  const auto pool = prepared_policy("pool(score=knorm,floor=0.25)"), ada = prepared_policy("ada(score=knorm,alpha=0.25)");
   LayerGeometry layer;
   layer.prompt = 50;
   const LayerRanking ranking = random_ranking(*pool, layer, 1, 3);
@@ -217,7 +209,7 @@ TEST(Pool, IsAdaKvWithAGuaranteeOverALayer) {
 }
 
 TEST(Pool, TakesTheBestOfTheWholeModel) {
-  const auto pool = policy_of("pool(score=knorm,over=model,floor=0.2)");
+  const auto pool = prepared_policy("pool(score=knorm,over=model,floor=0.2)");
   std::vector<LayerGeometry> layers(4);
   std::vector<LayerRanking> rankings;
   std::vector<std::vector<float>> summaries;
@@ -256,9 +248,9 @@ TEST(KvZip, RanksTheLargestWeightOverTheGroupAfterTheSinks) {
     auto& row = layer.second_pass["kvzip"].emplace_back();
     for (std::size_t t = 0; t < 12; ++t) row.push_back(static_cast<float>((t * 7 + h * 5) % 12) / 12);
   }
-  const auto policy = policy_of("kvzip(sinks=2)");
+  const auto policy = prepared_policy("kvzip(sinks=2)");
   EXPECT_NO_THROW(policy->check(layer.geometry));
-  EXPECT_THROW(policy_of("kvzip(plus=true)")->check(layer.geometry), UserError);
+  EXPECT_THROW(prepared_policy("kvzip(plus=true)")->check(layer.geometry), UserError);
   const LayerScores scores = score_layer(*policy, layer, true);
   for (std::size_t u = 0; u < 2; ++u)
     for (std::size_t t = 0; t < 12; ++t) {
@@ -270,7 +262,7 @@ TEST(KvZip, RanksTheLargestWeightOverTheGroupAfterTheSinks) {
 TEST(KvCompose, CountsCompositesOverAllLayers) {
   // Two heads, four tokens. Sorted scores: layer 0 (.9 .5 .2 .1) and (.7 .3 .2 .0), layer 1 (.8 .8 .6 .1) and (.4 .4 .4 .3).
   // Composites: (.8 .4 .2 .05) and (.6 .6 .5 .2); layer 0 takes the maximum: (.8 .6 .5 .2).
-  const auto policy = policy_of("kvcompose(across=false)");
+  const auto policy = prepared_policy("kvcompose(across=false)");
   LayerGeometry layer;
   layer.prompt = 4;
   layer.kv_heads = 2;
@@ -299,7 +291,7 @@ TEST(KvCompose, CountsCompositesOverAllLayers) {
 }
 
 TEST(KvCompose, AddsTheMeanOverTheHeads) {
-  const auto policy = policy_of("kvcompose");
+  const auto policy = prepared_policy("kvcompose");
   LayerScores scores;
   scores.units.push_back({{1.0f, 2.0f}, {}, {}, {}});
   scores.units.push_back({{3.0f, 0.0f}, {}, {}, {}});
@@ -320,8 +312,8 @@ LayerGeometry four_layers(std::size_t prompt, std::size_t heads, std::uint32_t o
 
 TEST(Duo, GivesWholePromptsToTheBestHeads) {
   Arrays files;
-  files.arrays["/p"] = {{4, 2}, {.1f, .9f, .3f, .3f, .0f, .2f, .8f, .1f}};
-  const auto policy = policy_of("duo(file=f,dataset=/p,sinks=4,recent=8)", files);
+  files.of["/p"] = {{4, 2}, {.1f, .9f, .3f, .3f, .0f, .2f, .8f, .1f}};
+  const auto policy = policy_with("duo(file=f,dataset=/p,sinks=4,recent=8)", files);
   const DenseLayer dense = random_layer(60, 2, 2, 3);
   const LayerRanking ranking = rank_layer(*policy, dense.geometry, score_layer(*policy, dense, true));
   EXPECT_EQ(kept_tokens(ranking, 0, 12), (std::vector<TokenIndex>{0, 1, 2, 3, 52, 53, 54, 55, 56, 57, 58, 59}));
@@ -346,7 +338,7 @@ TEST(Duo, FindsRetrievalHeadsFromTheTrace) {
       const double phase = (h == 0 ? 2.9 : 0.0) + 0.006 * static_cast<double>(t);  // a key turned by t positions
       layer.k[h][t] = {4.0 * std::cos(phase), 4.0 * std::sin(phase)};
     }
-  const auto policy = policy_of("duo");
+  const auto policy = prepared_policy("duo");
   LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer, true));
   const std::vector<float> scores = policy->summarise(layer.geometry, ranking);
   ASSERT_EQ(scores.size(), 2u);
@@ -354,7 +346,7 @@ TEST(Duo, FindsRetrievalHeadsFromTheTrace) {
 }
 
 TEST(SimLayer, LetsLazyLayersKeepFirstAndNewestOnly) {
-  const auto policy = policy_of("simlayer(threshold=0.9,recent=8)");
+  const auto policy = prepared_policy("simlayer(threshold=0.9,recent=8)");
   const DenseLayer dense = random_layer(60, 2, 2, 3);
   LayerRanking ranking = rank_layer(*policy, dense.geometry, score_layer(*policy, dense, true));
   const std::vector<std::vector<float>> summaries{{.95f}, {.2f}, {.97f}, {.1f}};
@@ -371,7 +363,7 @@ TEST(SimLayer, LetsLazyLayersKeepFirstAndNewestOnly) {
 }
 
 TEST(SimLayer, MeasuresTheAttentionOfFirstAndNewestTokens) {
-  const auto policy = policy_of("simlayer(threshold=0.9,initial=2,recent=3)");
+  const auto policy = prepared_policy("simlayer(threshold=0.9,initial=2,recent=3)");
   const DenseLayer dense = random_layer(20, 1, 2, 3);
   const LayerRanking ranking = rank_layer(*policy, dense.geometry, score_layer(*policy, dense, true));
   double expected = 0;
@@ -383,7 +375,7 @@ TEST(SimLayer, MeasuresTheAttentionOfFirstAndNewestTokens) {
 }
 
 TEST(PerLayer, SharesByTheListAndKeepsTheTotal) {
-  const auto policy = policy_of("per_layer(score=knorm,shares=[4,2,1,0])");
+  const auto policy = prepared_policy("per_layer(score=knorm,shares=[4,2,1,0])");
   LayerGeometry layer;
   layer.prompt = 30;
   for (std::uint32_t budget = 1; budget <= 32; ++budget) {
@@ -408,7 +400,7 @@ TEST(PerLayer, SharesByTheListAndKeepsTheTotal) {
 TEST(PerLayer, RefusesListsThatDoNotFit) {
   const auto error_of = [](std::string_view spec) {
     try {
-      policy_of(spec)->check(four_layers(30, 2, 0));
+      prepared_policy(spec)->check(four_layers(30, 2, 0));
     } catch (const UserError& error) {
       return std::string(error.what());
     }
@@ -423,12 +415,12 @@ TEST(PerLayer, RefusesListsThatDoNotFit) {
 
 TEST(Lu, FollowsItsCurve) {
   Arrays files;
-  ExternalArray& curve = files.arrays["/curve"] = {{99, 4, 2}, {}};
+  ExternalArray& curve = files.of["/curve"] = {{99, 4, 2}, {}};
   for (std::size_t row = 0; row < 99; ++row)
     for (std::size_t i = 0; i < 8; ++i)  // at 50%: shares .2 .8 .5 .5 .5 .5 .9 .1; elsewhere uniform
       curve.data.push_back(row == 49 ? (std::vector<float>{.8f, .2f, .5f, .5f, .5f, .5f, .1f, .9f})[i] : static_cast<float>(row + 1) / 100);
-  const auto policy = policy_of("lu(score=knorm,file=f)", files);
-  const auto press = policy_of("lu(score=knorm,file=f,total=repo)", files);
+  const auto policy = policy_with("lu(score=knorm,file=f)", files);
+  const auto press = policy_with("lu(score=knorm,file=f,total=repo)", files);
   LayerGeometry layer;
   layer.prompt = 30;
   for (const std::uint32_t budget : {1u, 8u, 15u, 22u, 30u}) {
@@ -445,7 +437,7 @@ TEST(Lu, FollowsItsCurve) {
       EXPECT_EQ(repo, exact);
     }
   }
-  EXPECT_THROW(policy_of("lu"), UserError);
+  EXPECT_THROW(prepared_policy("lu"), UserError);
   EXPECT_THROW(policy->check(four_layers(30, 3, 0)), UserError);
 }
 

@@ -5,34 +5,10 @@
 #include "policies/lookahead.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
-#include "tests/policies/dense_features.h"
+#include "tests/policies/policy_cases.h"
 
 namespace kvsim::test {
 namespace {
-
-class NoFiles final : public Resources {
- public:
-  const ExternalArray& array(const std::string& file, const std::string&) override {
-    throw UserError("no file {}", file);
-  }
-};
-
-std::unique_ptr<Policy> policy_of(std::string_view spec) {
-  NoFiles files;
-  auto policy = bind_policy(parse_specs(spec).at(0));
-  policy->prepare(files);
-  return policy;
-}
-
-std::string refusal(std::string_view spec, const LayerGeometry* layer = nullptr) {
-  try {
-    const auto policy = policy_of(spec);
-    if (layer != nullptr) policy->check(*layer);
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "accepted";
-}
 
 /// A layer whose first passes hold queries of their own; `passes` = capacities.
 DenseLayer layer_with_passes(const std::vector<std::uint32_t>& passes, std::size_t prompt = 40,
@@ -76,7 +52,7 @@ DenseLayer logit_layer(const std::vector<std::vector<double>>& window,
 void expect_scores(std::string_view spec, const DenseLayer& layer, const std::vector<double>& expected) {
   const DenseFeatures head(layer, 0);
   std::vector<UnitScores> out(1);
-  policy_of(spec)->score(head, out);
+  prepared_policy(spec)->score(head, out);
   for (std::size_t t = 0; t < expected.size(); ++t)
     EXPECT_NEAR(static_cast<double>(out[0].score[t]), expected[t], 2e-6) << spec << ", token " << t;
 }
@@ -99,10 +75,10 @@ TEST(Laq, LengthTakesTheFirstPseudoQueries) {
   DenseLayer shorter = layer;
   for (auto& rows : shorter.lookahead["snapkv-16"]) rows.resize(3);
   shorter.geometry.lookaheads[0].queries = 3;
-  const auto policy = policy_of("laq(length=3)");
+  const auto policy = prepared_policy("laq(length=3)");
   for (std::size_t u = 0; u < 2; ++u)
     EXPECT_EQ(score_layer(*policy, layer).units[u].score, score_layer(*policy, shorter).units[u].score);
-  EXPECT_NE(score_layer(*policy, layer).units[0].score, score_layer(*policy_of("laq"), layer).units[0].score);
+  EXPECT_NE(score_layer(*policy, layer).units[0].score, score_layer(*prepared_policy("laq"), layer).units[0].score);
 }
 
 TEST(Laq, TakesAtEveryBudgetThePassOfTheNearestCapacityNotAboveIt) {
@@ -116,10 +92,10 @@ TEST(Laq, TakesAtEveryBudgetThePassOfTheNearestCapacityNotAboveIt) {
                                                                                        {32, "snapkv-32"},
                                                                                        {999, "snapkv-32"}}) {
     EXPECT_EQ(any.at(layer, budget).name, name) << budget;
-    EXPECT_EQ(lookahead_pass_at(*policy_of("laq"), layer, budget), name);
-    EXPECT_EQ(lookahead_pass_at(*policy_of("ada(score=laq_pp)"), layer, budget), name);
-    EXPECT_EQ(lookahead_pass_at(*policy_of("laq(lookahead=snapkv-16)"), layer, budget), "snapkv-16");
-    EXPECT_EQ(lookahead_pass_at(*policy_of("snapkv(window=4)"), layer, budget), "");
+    EXPECT_EQ(lookahead_pass_at(*prepared_policy("laq"), layer, budget), name);
+    EXPECT_EQ(lookahead_pass_at(*prepared_policy("ada(score=laq_pp)"), layer, budget), name);
+    EXPECT_EQ(lookahead_pass_at(*prepared_policy("laq(lookahead=snapkv-16)"), layer, budget), "snapkv-16");
+    EXPECT_EQ(lookahead_pass_at(*prepared_policy("snapkv(window=4)"), layer, budget), "");
   }
 }
 
@@ -141,13 +117,13 @@ TEST(Laq, OrdersEveryBudgetAsTheNamedPassDoes) {
        {"laq(lookahead={}", "laq_pp(lookahead={},window=4", "laq(lookahead={},unit=query",
         "ada(score=laq(lookahead={})", "compose(query=[window(4),lookahead(pass={})],unit=layer",
         "compose(query=lookahead(pass={}),heads=ada(0.3)"}) {
-    const auto any = policy_of(fmt::format(fmt::runtime(form), "\"\"") + ")");
+    const auto any = prepared_policy(fmt::format(fmt::runtime(form), "\"\"") + ")");
     EXPECT_TRUE(any->traits().order_by_budget);
     EXPECT_FALSE(any->traits().nested);
     const LayerRanking ranking = rank_layer(*any, layer.geometry, score_layer(*any, layer));
     for (const std::uint32_t budget : {4u, 8u, 12u, 16u, 33u}) {
       const std::string pass = lookahead_pass_at(*any, layer.geometry, budget);
-      const auto named = policy_of(fmt::format(fmt::runtime(form), pass) + ")");
+      const auto named = prepared_policy(fmt::format(fmt::runtime(form), pass) + ")");
       EXPECT_FALSE(named->traits().order_by_budget);
       const LayerRanking expected = rank_layer(*named, layer.geometry, score_layer(*named, layer));
       const std::vector<std::uint32_t> kept = allocate(*any, layer, ranking, budget);
@@ -159,8 +135,8 @@ TEST(Laq, OrdersEveryBudgetAsTheNamedPassDoes) {
 
 TEST(LaqPlus, WithoutPseudoQueriesIsSnapKv) {  // reference, 7.5
   const DenseLayer layer = layer_with_passes({});
-  const auto plus = policy_of("laq_pp(length=0,unit=query)"),
-             snap = policy_of("snapkv(window=8,kernel=7,pool=max,unit=query)");
+  const auto plus = prepared_policy("laq_pp(length=0,unit=query)"),
+             snap = prepared_policy("snapkv(window=8,kernel=7,pool=max,unit=query)");
   const LayerRanking left = rank_layer(*plus, layer.geometry, score_layer(*plus, layer));
   const LayerRanking right = rank_layer(*snap, layer.geometry, score_layer(*snap, layer));
   EXPECT_EQ(left.order, right.order);
@@ -172,7 +148,7 @@ TEST(Laq, FedWithTheTrueDecodeQueriesIsTheOracle) {  // reference, 7.5: recall 1
   for (std::size_t h = 0; h < 6; ++h)
     for (std::size_t i = 0; i < 8; ++i)
       layer.lookahead["snapkv-16"][h][i] = layer.q[h][layer.geometry.prompt + i];
-  const auto policy = policy_of("laq(unit=query)");
+  const auto policy = prepared_policy("laq(unit=query)");
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer));
   const std::size_t prompt = layer.geometry.prompt;
   for (std::size_t h = 0; h < 6; ++h) {

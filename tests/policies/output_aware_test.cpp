@@ -8,21 +8,15 @@
 
 #include "kernels/error.h"
 #include "policies/registry.h"
-#include "tests/policies/dense_features.h"
+#include "tests/policies/policy_cases.h"
 
 namespace kvsim::test {
 namespace {
 
-using Row = std::vector<double>;
-
-std::unique_ptr<Policy> policy_of(std::string_view spec) { return bind_policy(parse_specs(spec).at(0)); }
-
-void expect_row(const std::vector<float>& score, const Row& expected, double tolerance,
-                const std::string& what) {
+/// The scores before those of the protected recent tokens.
+void expect_start(std::span<const float> score, const Row& expected, Tolerance tolerance, const std::string& what) {
   ASSERT_GE(score.size(), expected.size()) << what;
-  for (std::size_t t = 0; t < expected.size(); ++t)
-    EXPECT_NEAR(static_cast<double>(score[t]), expected[t], tolerance * std::max(1.0, std::abs(expected[t])))
-        << what << ", token " << t;
+  expect_row(score.first(expected.size()), expected, tolerance, what);
 }
 
 /// Attention and output of one query over keys 0 .. sees-1 without the tokens in `without`, in double.
@@ -140,7 +134,7 @@ TEST(ObCache, SumsTheDamageOverAWindowOrAllQueries) {
       const std::array<std::string, 3> forms{"value", "key", "joint"};
       for (std::size_t f = 0; f < 3; ++f) {
         const std::string spec = "obcache(form=" + forms[f] + rest;
-        expect_row(score_layer(*policy_of(spec), layer, true).units[h].score, expected[f], 2e-5, spec);
+        expect_start(score_layer(*policy_of(spec), layer, true).units[h].score, expected[f], 2e-5, spec);
       }
     }
   }
@@ -173,11 +167,7 @@ TEST(ObCache, WithTheFirstPowerAndNoValuesIsItsBase) {
 }
 
 TEST(ObCache, RefusesCombinationsThatMeanNothing) {
-  struct NoFiles final : Resources {
-    const ExternalArray& array(const std::string& file, const std::string&) override {
-      throw UserError("no {}", file);
-    }
-  } files;
+  NoFiles files;
   EXPECT_THROW(policy_of("obcache(p=1)")->prepare(files), UserError);
   EXPECT_THROW(policy_of("obcache(form=key,vnorm=false)")->prepare(files), UserError);
   EXPECT_THROW(policy_of("obcache(base=tova,rows=all)")->prepare(files), UserError);
@@ -223,7 +213,7 @@ TEST(DropKv, PoolsTheSquaredChangesOfTheWindowsOutputs) {
     }
     for (std::size_t t = 0; t < 25; ++t)
       expected.push_back(((t > 0 ? change[t - 1] : 0) + change[t] + change[t + 1]) / 3);
-    expect_row(scores.units[kv].score, expected, 1e-4, "KV head " + std::to_string(kv));
+    expect_start(scores.units[kv].score, expected, 1e-4, "KV head " + std::to_string(kv));
   }
 }
 
@@ -266,39 +256,21 @@ TEST(Caote, LeavesOutWhatTheScoreProtects) {
     const double alpha = static_cast<double>(inner.units[0].score[t]) / sum;
     expected.push_back(alpha / (1 - alpha) * distance(layer.v[0][t], centre));
   }
-  expect_row(scores.units[0].score, expected, 1e-5, "snapkv");
+  expect_start(scores.units[0].score, expected, 1e-5, "snapkv");
   EXPECT_EQ(scores.units[0].protected_tokens, inner.units[0].protected_tokens);
 }
 
 TEST(Caote, RefusesScoresThatAreNoAttention) {
   const DenseLayer layer = random_layer(10, 1, 1, 7);
   EXPECT_THROW(score_layer(*policy_of("caote(score=knorm)"), layer), UserError);
-  struct NoFiles final : Resources {
-    const ExternalArray& array(const std::string& file, const std::string&) override {
-      throw UserError("no {}", file);
-    }
-  } files;
+  NoFiles files;
   EXPECT_THROW(policy_of("caote(score=critical)")->prepare(files), UserError);
 }
 
-/// Golden inputs of the press formulas, see golden_test.cpp, with W_O[a][c][m] = cos(0.2a + 0.5c - 0.3m), m
-/// < 5.
-DenseLayer press_layer() {
-  DenseLayer layer;
-  LayerGeometry& g = layer.geometry;
-  g.prompt = 12;
-  g.kv_heads = g.group = 2;
-  g.key_dim = g.value_dim = 4;
-  g.softmax_scale = 0.5;
+/// The golden inputs with W_O[a][c][m] = cos(0.2a + 0.5c - 0.3m), m < 5.
+DenseLayer projected_golden_layer() {
+  DenseLayer layer = golden_layer();
   const auto real = [](std::size_t i) { return static_cast<double>(i); };
-  layer.fill([=](std::size_t a, std::size_t t,
-                 std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
-             [=](std::size_t h, std::size_t t, std::size_t c) {
-               return std::sin(0.7 * real(t) + 1.3 * real(c) + 0.9 * real(h) + 0.1) * (1 + 0.05 * real(t));
-             },
-             [=](std::size_t h, std::size_t t, std::size_t c) {
-               return std::cos(0.5 * real(t) - 0.8 * real(c) + 0.6 * real(h)) * (1 + 0.1 * real(c));
-             });
   for (std::size_t a = 0; a < 4; ++a) {
     std::vector<std::vector<double>> rows(4, Row(5));
     for (std::size_t c = 0; c < 4; ++c)
@@ -317,7 +289,7 @@ TEST(Golden, CriticalKv) {
   const std::vector<Row> second{
       {0.324110, 0.875256, 0.982995, 0.866988, 0.599726, 0.317828, 0.348750, 0.820880, 0.766826},
       {0.453399, 0.653079, 0.502767, 0.375669, 0.361828, 0.788565, 1.212004, 1.207949, 0.617116}};
-  DenseLayer layer = press_layer();
+  DenseLayer layer = projected_golden_layer();
   layer.budgets = {6};
   const auto policy = policy_of("critical(score=snapkv(window=3,kernel=3))");
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer, true));

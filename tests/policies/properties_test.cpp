@@ -9,12 +9,10 @@
 #include "policies/allotment.h"
 #include "policies/recipe.h"
 #include "policies/registry.h"
-#include "tests/policies/dense_features.h"
+#include "tests/policies/policy_cases.h"
 
 namespace kvsim::test {
 namespace {
-
-std::unique_ptr<Policy> policy_of(std::string_view spec) { return bind_policy(parse_specs(spec).at(0)); }
 
 /// Hands out one array under any name.
 class OneArray final : public Resources {
@@ -491,30 +489,27 @@ TEST(LagKv, KeepsTheNewestOfAShortPromptAndSurvivesConstantChannels) {
   EXPECT_NO_THROW(rank_layer(*fine, layer.geometry, score_layer(*fine, layer)));
 }
 
-std::string refusal(std::string_view spec, const DenseLayer& layer) {
-  try {
+std::string refusal_on(std::string_view spec, const DenseLayer& layer) {
+  return error_of([&] {
     const auto policy = policy_of(spec);
     rank_layer(*policy, layer.geometry, score_layer(*policy, layer));
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "no error";
+  });
 }
 
 TEST(Refusals, SayWhy) {
   DenseLayer layer = random_layer(12, 2, 2, 6);
-  EXPECT_EQ(refusal("snapkv", layer),
+  EXPECT_EQ(refusal_on("snapkv", layer),
             "snapkv(window=64) needs a prompt of more than 64 tokens, this one has 12");
-  EXPECT_EQ(refusal("snapkv(window=12)", layer),
+  EXPECT_EQ(refusal_on("snapkv(window=12)", layer),
             "snapkv(window=12) needs a prompt of more than 12 tokens, this one has 12");
-  EXPECT_EQ(refusal("expected_attention(sinks=12)", layer),
+  EXPECT_EQ(refusal_on("expected_attention(sinks=12)", layer),
             "expected_attention(sinks=12) needs a prompt of more than 12 tokens, this one has 12");
-  EXPECT_EQ(refusal("expected_attention(sinks=2)", layer),
+  EXPECT_EQ(refusal_on("expected_attention(sinks=2)", layer),
             "expected_attention(sinks=2): the trace's query statistics leave out the first 4 tokens, write "
             "sinks=4");
   layer.k[1][5][0] = std::numeric_limits<double>::quiet_NaN();
-  EXPECT_EQ(refusal("knorm", layer), "knorm: the score of token 5 is not a number (layer 1, KV head 1)");
-  const std::string expected = refusal("expected_attention", layer);
+  EXPECT_EQ(refusal_on("knorm", layer), "knorm: the score of token 5 is not a number (layer 1, KV head 1)");
+  const std::string expected = refusal_on("expected_attention", layer);
   EXPECT_NE(expected.find("is not a number (layer 1, KV head 1)"), std::string::npos) << expected;
 }
 
@@ -536,17 +531,11 @@ TEST(External, RanksByTheArrayOfItsLayerAndHead) {
   EXPECT_EQ(scores.units[0].score, (std::vector<float>{1, 2, 3}));
   EXPECT_EQ(scores.units[1].score, (std::vector<float>{4, 0, 1}));
   layer.geometry.prompt = 4;
-  EXPECT_EQ(
-      [&]() -> std::string {
-        try {
-          UnitScores out;
-          policy->score(DenseFeatures(random_layer(4, 2, 1, 5), 0), std::span(&out, 1));
-        } catch (const UserError& error) {
-          return error.what();
-        }
-        return "no error";
-      }(),
-      "d in f has shape [4, 2, 3], expected [4, 2, 4] (layers, KV heads, prompt tokens)");
+  EXPECT_EQ(error_of([&] {
+              UnitScores out;
+              policy->score(DenseFeatures(random_layer(4, 2, 1, 5), 0), std::span(&out, 1));
+            }),
+            "d in f has shape [4, 2, 3], expected [4, 2, 4] (layers, KV heads, prompt tokens)");
 }
 
 }  // namespace

@@ -1,10 +1,8 @@
 // Which policies score by means alone, and the claim against what they ask for.
 #include <gtest/gtest.h>
 
-#include "kernels/error.h"
 #include "policies/reads_means.h"
-#include "policies/registry.h"
-#include "tests/policies/dense_features.h"
+#include "tests/policies/policy_cases.h"
 
 namespace kvsim::test {
 namespace {
@@ -38,7 +36,7 @@ TEST(ReadsRows, IsFalseWhereAScoreIsMadeOfMeans) {
         "ada(score=snapkv(window=4))", "caote(score=snapkv(window=4))", "vatp(base=scissorhands,window=8,recent_share=0)",
         "compose(query=window(4),reduce=[sum,group(mean)],value=l1)", "compose(query=current,reduce=[mean,group(mean)])",
         "h2o", "knorm", "oracle_static", "oracle_topk"}) {
-    const std::unique_ptr<Policy> policy = bind_policy(parse_specs(spec).front());
+    const std::unique_ptr<Policy> policy = policy_of(spec);
     EXPECT_FALSE(reads_rows(*policy)) << spec;
     std::vector<UnitScores> scores(policy->unit() == Unit::query ? 2 : 1);
     EXPECT_NO_THROW(policy->score(Means(head), scores)) << spec;
@@ -51,7 +49,7 @@ TEST(ReadsRows, IsTrueWhereSingleQueriesAreAskedFor) {
        {"dropkv(window=4)", "obcache(base=snapkv,recent=4)", "laq", "cake(window=4)", "ada(score=cake(window=4))", "oracle_output",
         "compose(query=oracle(3))", "compose(query=window(4),reduce=[max,group(mean)])", "compose(score=knorm,layers=cake(window=4))",
         "compose(query=[window(4),lookahead(length=2)],reduce=[sum,group(mean)])", "finch(window=4)"}) {
-    EXPECT_TRUE(reads_rows(*bind_policy(parse_specs(spec).front()))) << spec;
+    EXPECT_TRUE(reads_rows(*policy_of(spec))) << spec;
   }
 }
 

@@ -5,12 +5,10 @@
 
 #include "policies/registry.h"
 #include "policies/rotation.h"
-#include "tests/policies/dense_features.h"
+#include "tests/policies/policy_cases.h"
 
 namespace kvsim::test {
 namespace {
-
-std::unique_ptr<Policy> policy_of(std::string_view spec) { return bind_policy(parse_specs(spec).at(0)); }
 
 /// Channels that are 0 for every row of `keys`.
 std::vector<std::size_t> dropped(const Matrix<float>& keys) {
@@ -43,23 +41,6 @@ TEST(Think, DropsTheChannelsOfTheWorkedExample) {
   EXPECT_EQ(dropped(entries.keys), (std::vector<std::size_t>{1, 3}));
   EXPECT_EQ(entries.keys(2, 2), -3.0f);
   EXPECT_DOUBLE_EQ(entries.resident_share, 0.75);
-}
-
-DenseLayer golden_layer() {
-  // Inputs of the transcription of kvpress's formulas: see golden_test.cpp.
-  DenseLayer layer;
-  LayerGeometry& g = layer.geometry;
-  g.prompt = 12;
-  g.kv_heads = 2;
-  g.group = 2;
-  g.key_dim = g.value_dim = 4;
-  g.softmax_scale = 0.5;
-  g.recorded_layers = {0};
-  const auto real = [](std::size_t i) { return static_cast<double>(i); };
-  layer.fill([=](std::size_t a, std::size_t t, std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
-             [=](std::size_t h, std::size_t t, std::size_t c) { return std::sin(0.7 * real(t) + 1.3 * real(c) + 0.9 * real(h) + 0.1) * (1 + 0.05 * real(t)); },
-             [=](std::size_t h, std::size_t t, std::size_t c) { return std::cos(0.5 * real(t) - 0.8 * real(c) + 0.6 * real(h)) * (1 + 0.1 * real(c)); });
-  return layer;
 }
 
 TEST(Think, DropsTheChannelsThatKvpressDoes) {

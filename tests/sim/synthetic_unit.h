@@ -13,6 +13,7 @@
 #include "kernels/philox.h"
 #include "policies/registry.h"
 #include "sim/unit.h"
+#include "tests/policies/array_files.h"
 
 namespace kvsim::test {
 
@@ -109,11 +110,6 @@ class ShapeSource final : public BlockSource {
  private:
   Shape shape_;
   std::size_t calls_ = 0;
-};
-
-class NoFiles final : public Resources {
- public:
-  const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no file {}", file); }
 };
 
 /// The file "made-up" with what policies read from files, of the shapes of the layer above; other files do not exist.
