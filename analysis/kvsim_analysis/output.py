@@ -1,10 +1,25 @@
-"""Writes a figure under a temporary name and renames it, so that no half-written figure is ever seen."""
+"""Figures as files: drawn in a theme, written under a temporary name and renamed, so that none is ever seen half-written."""
 
 import os
 
+import matplotlib
+
+from . import style
 from .errors import UserError, nearest
 
 FORMATS = ("png", "svg", "pdf")
+
+
+def save(args, folder, command, draw):
+    """Draws what `draw()` returns in the theme asked for and writes it; returns the path.
+
+    `args.output` and `args.theme` as options.add_output declares them; without --output it is `<command>.png` in the
+    results folder. The path is checked before any work.
+    """
+    path, extension = output_path(args.output, folder, command)
+    with matplotlib.rc_context(style.rc(args.theme)):
+        write(draw(), path, extension)
+    return path
 
 
 def output_path(asked, folder, command):

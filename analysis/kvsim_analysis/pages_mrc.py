@@ -3,11 +3,10 @@
 Guarded forms are dashed and hollow in the hue of their base. Bands are 95% intervals over the KV heads of a recording.
 """
 
-import matplotlib
 import matplotlib.ticker
 import numpy as np
 
-from . import options, output, pages_table, style
+from . import options, output, pages_table
 from .errors import unknown
 from .page import Page
 
@@ -34,10 +33,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folder, NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(args), path, extension)
-    return path
+    return output.save(args, args.folder, NAME, lambda: draw(args))
 
 
 def draw(args):

@@ -8,10 +8,9 @@ bound 2 H_{k-1} + 2 speaks of the expectation of strict Guard, not of a single r
 import re
 from collections import defaultdict
 
-import matplotlib
 import numpy as np
 
-from . import options, output, pages_table, style
+from . import options, output, pages_table
 from .errors import UserError
 from .page import Page
 from .style import Look
@@ -36,10 +35,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folder, NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(args), path, extension)
-    return path
+    return output.save(args, args.folder, NAME, lambda: draw(args))
 
 
 def draw(args):

@@ -3,11 +3,10 @@
 This needs the phases, which a run keeps only when asked: kvsim pages ... --detail phases
 """
 
-import matplotlib
 import matplotlib.ticker
 import numpy as np
 
-from . import options, output, pages_table, style
+from . import options, output, pages_table
 from .errors import UserError
 from .page import Page
 
@@ -30,10 +29,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folder, NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(args), path, extension)
-    return path
+    return output.save(args, args.folder, NAME, lambda: draw(args))
 
 
 def draw(args):

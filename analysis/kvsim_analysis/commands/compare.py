@@ -4,7 +4,6 @@ Pairs are the same trace, layer, KV head and budget. The band is a 95% bootstrap
 trace, over (layer, KV head) pairs; where it excludes zero, the difference is more than chance between those units.
 """
 
-import matplotlib
 import numpy as np
 
 from .. import axes, options, output, pool, select, style
@@ -44,11 +43,8 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folders[0], NAME)
     options.require(len(args.folders) <= 2, f"compare takes one or two folders, not {len(args.folders)}")
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw([load(f) for f in args.folders], args), path, extension)
-    return path
+    return output.save(args, args.folders[0], NAME, lambda: draw([load(f) for f in args.folders], args))
 
 
 def draw(runs, args):

@@ -46,10 +46,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folders[0], NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(pool.open_all(args.folders), args), path, extension)
-    return path
+    return output.save(args, args.folders[0], NAME, lambda: draw(pool.open_all(args.folders), args))
 
 
 def draw(source, args):

@@ -4,7 +4,6 @@ Without --y the panels are output error, consistency with the true decode querie
 the line is their mean and the band its 95% bootstrap interval (traces are what is resampled).
 """
 
-import matplotlib
 import numpy as np
 
 from .. import axes, curves, options, output, pool, select, style
@@ -45,10 +44,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folders[0], NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(pool.open_all(args.folders), args), path, extension)
-    return path
+    return output.save(args, args.folders[0], NAME, lambda: draw(pool.open_all(args.folders), args))
 
 
 def draw(source, args):

@@ -41,10 +41,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folder, NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(load(args.folder), args), path, extension)
-    return path
+    return output.save(args, args.folder, NAME, lambda: draw(load(args.folder), args))
 
 
 def draw(source, args):

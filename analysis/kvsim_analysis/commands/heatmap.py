@@ -5,7 +5,6 @@ With several traces a map is their mean; traces of different shapes need --trace
 
 import textwrap
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
@@ -39,10 +38,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folders[0], NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(pool.open_all(args.folders), args), path, extension)
-    return path
+    return output.save(args, args.folders[0], NAME, lambda: draw(pool.open_all(args.folders), args))
 
 
 def draw(source, args):

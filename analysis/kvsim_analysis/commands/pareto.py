@@ -4,7 +4,6 @@ Every point is one variant at one budget. The frontier is over the policies only
 as references. With several traces the points are means over traces.
 """
 
-import matplotlib
 import numpy as np
 
 from .. import axes, curves, options, output, pool, select, style
@@ -42,10 +41,13 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folders[0], NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        figure, listing = draw(pool.open_all(args.folders), args)
-        output.write(figure, path, extension)
+    listing = []
+
+    def drawn():
+        figure, listing[:] = draw(pool.open_all(args.folders), args)
+        return figure
+
+    path = output.save(args, args.folders[0], NAME, drawn)
     return "\n".join([*(listing if args.list else ()), path])
 
 

@@ -40,10 +40,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folder, NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(Statistics(args.folder, args.trace), args), path, extension)
-    return path
+    return output.save(args, args.folder, NAME, lambda: draw(Statistics(args.folder, args.trace), args))
 
 
 class Statistics:

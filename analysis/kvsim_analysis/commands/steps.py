@@ -4,7 +4,6 @@ This needs per-step values, which a run keeps only when asked: kvsim run ... --d
 The metric cache_size, the tokens that a step could read, comes from the kept sets instead: kvsim run ... --save kept
 """
 
-import matplotlib
 import numpy as np
 
 from .. import axes, options, output, pool, select, style
@@ -51,10 +50,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    path, extension = output.output_path(args.output, args.folders[0], NAME)
-    with matplotlib.rc_context(style.rc(args.theme)):
-        output.write(draw(pool.open_all(args.folders), args), path, extension)
-    return path
+    return output.save(args, args.folders[0], NAME, lambda: draw(pool.open_all(args.folders), args))
 
 
 def draw(source, args):
