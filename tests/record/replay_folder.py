@@ -116,7 +116,7 @@ class Removed:
         seen = list(range(self.prompt + self.step + 1))
         if call.layer in self.cell:
             sets = self.cell[call.layer]
-            seen = sets.readable({"kv": kv, "query": head, "layer": 0}[sets.unit], self.step, self.prompt)
+            seen = sets.readable({"kv": kv, "query": head, "layer": kv if sets.units and len(sets.units) > 1 else 0}[sets.unit], self.step, self.prompt)
         if call.window:
             seen = [p for p in seen if p > self.prompt + self.step - call.window]
         key, value = self.keys[call.layer][kv, seen].double(), self.values[call.layer][kv, seen].double()

@@ -56,9 +56,10 @@ def timed(random, units, prompt, steps):
 def cells_of(trace, random, heads):
     """A cell for each way of keeping."""
     prompt, layers = trace.prompt, trace.layers
+    equal = np.arange(0, prompt, 7)
     make = {"mine_kv(a=1)": lambda: drawn(random, "kv", heads[1], prompt, 20), "mine_query(b=2)": lambda: drawn(random, "query", heads[0], prompt, 15),
             "mine_layer(c=3)": lambda: drawn(random, "layer", 1, prompt, 10), "decode:mine(d=4)": lambda: timed(random, heads[1], prompt, STEPS),
-            "full": lambda: Sets("kv", [np.arange(prompt)] * heads[1])}
+            "mine_equal(e=5)": lambda: Sets("layer", [equal] * heads[1]), "full": lambda: Sets("kv", [np.arange(prompt)] * heads[1])}
     return [(0, spec, 20, {layer: one() for layer in layers}, {"output_error": i}) for i, (spec, one) in enumerate(make.items())]
 
 
@@ -120,7 +121,7 @@ def test_only_recorded_layers_are_masked_and_it_says_so(run, model_folder, tmp_p
 
 @pytest.fixture
 def folder(recorded, tmp_path, random):
-    """A replay of the tiny llama with five cells."""
+    """A replay of the tiny llama with six cells."""
     write_replay(tmp_path / "run", [recorded("llama")], cells_of(Trace(recorded("llama")), random, (6, 2)))
     return tmp_path / "run"
 
@@ -135,12 +136,12 @@ def test_attributes_cells_and_csv(folder, recorded, model_folder, judge):
             assert closed[f"cells/{name}"][:].tolist() == kept[f"cells/{name}"][:].tolist()
         kl, agree, likelihood = (closed[f"steps/{name}"][:] for name in ("kl", "top1_agree", "log_likelihood"))
         full = closed["full/llama/log_likelihood"][:]
-    assert kl.dtype == np.float64 and agree.dtype == np.uint8 and kl.shape == (5, STEPS)
+    assert kl.dtype == np.float64 and agree.dtype == np.uint8 and kl.shape == (6, STEPS)
     text = (folder / "closed.csv").read_bytes()
     assert b"\r" not in text
     rows = list(csv.reader(text.decode().splitlines()))
     assert rows[0] == ["trace", "policy", "variant", "budget_tokens", "kl", "kl_p95", "top1_agreement", "log_likelihood_change", "steps"]
-    assert [row[2] for row in rows[1:]] == ["mine_kv(a=1)", "mine_query(b=2)", "mine_layer(c=3)", "decode:mine(d=4)", "full"]
+    assert [row[2] for row in rows[1:]] == ["mine_kv(a=1)", "mine_query(b=2)", "mine_layer(c=3)", "decode:mine(d=4)", "mine_equal(e=5)", "full"]
     for number, row in enumerate(rows[1:]):
         assert row[:2] == ["llama", row[2].partition("(")[0]] and row[3] == "20" and row[8] == str(STEPS)
         assert float(row[4]) == kl[number].mean() and float(row[5]) == np.sort(kl[number])[11]  # ceil(0.95 * 12) = 12th smallest
@@ -179,7 +180,7 @@ def test_a_second_call_adds_what_is_missing_and_a_third_runs_nothing(folder, mod
     assert judge(folder, model_folder("llama")) == 0
     shutil.copy(folder / "some.h5", folder / "closed2.h5")
     batches.clear()
-    assert judge(folder, model_folder("llama"), "-o", str(folder / "closed2.h5")) == 0 and len(batches) == 3
+    assert judge(folder, model_folder("llama"), "-o", str(folder / "closed2.h5")) == 0 and len(batches) == 4
     with h5py.File(folder / "closed.h5") as whole, h5py.File(folder / "closed2.h5") as continued:
         assert whole["cells/variant"][:].tolist() == continued["cells/variant"][:].tolist()
         assert np.array_equal(whole["steps/kl"][:], continued["steps/kl"][:])
@@ -206,7 +207,7 @@ def test_what_was_finished_when_a_signal_came_is_kept(folder, model_folder, judg
         assert len(closed["cells/variant"]) == 2
     assert [entry.name for entry in folder.iterdir() if entry.name.endswith(".part")] == []
     batches.clear()
-    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 3
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 4
 
 
 def test_a_cell_whose_sets_have_changed_runs_again(folder, model_folder, judge, batches, capsys):
@@ -219,7 +220,7 @@ def test_a_cell_whose_sets_have_changed_runs_again(folder, model_folder, judge, 
     assert judge(folder, model_folder("llama")) == 0 and len(batches) == 1
     assert "mine_query(b=2) at 20 tokens: kept.h5 has changed; it runs again" in capsys.readouterr().err
     with h5py.File(folder / "closed.h5") as closed:
-        assert [bool(np.array_equal(a, b)) for a, b in zip(before, closed["steps/kl"][:])] == [True, False, True, True, True]
+        assert [bool(np.array_equal(a, b)) for a, b in zip(before, closed["steps/kl"][:])] == [True, False, True, True, True, True]
 
 
 def test_another_recording_of_the_same_name_runs_again_and_a_changed_one_is_refused(folder, run, recorded, model_folder, judge, batches, capsys, tmp_path):
@@ -238,7 +239,7 @@ def test_another_recording_of_the_same_name_runs_again_and_a_changed_one_is_refu
     with h5py.File(folder / "results.h5", "r+") as results:
         results["traces/digest"][0] = Trace(moved).attrs["digest"]
     batches.clear()
-    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 5
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 6
     assert "its cells run again" in capsys.readouterr().err
 
 
@@ -288,14 +289,14 @@ def test_generation_from_the_evicted_cache_is_that_of_the_removed_one(folder, re
     assert judge(folder, model_folder("llama")) == 0
     batches.clear()
     assert judge(folder, model_folder("llama"), "--generate", str(length)) == 0
-    assert len(batches) == 4  # texts are added to finished cells; the decode-time policy's is none
+    assert len(batches) == 5  # texts are added to finished cells; the decode-time policy's is none
     decode = lambda tokens: byte_tokenizer().decode(tokens, skip_special_tokens=True).replace("\0", "\u2400")  # noqa: E731
     cells = cells_of(trace, np.random.default_rng(3), (6, 2))
     shown = capsys.readouterr().out
     with h5py.File(folder / "closed.h5") as closed:
         assert closed["full/llama/generated"].asstr()[()] == decode(trace.ids[trace.prompt : trace.prompt + length])
-        assert sorted(closed["generated"]) == ["0", "1", "2", "4"]
-        for number in (0, 1, 2):
+        assert sorted(closed["generated"]) == ["0", "1", "2", "4", "5"]
+        for number in (0, 1, 2, 4):
             tokens = Removed(model_folder("llama"), trace.ids, trace.prompt, cells[number][3]).generate(length)
             if 256 in tokens:
                 tokens = tokens[: tokens.index(256)]
@@ -306,7 +307,7 @@ def test_generation_from_the_evicted_cache_is_that_of_the_removed_one(folder, re
 def test_without_a_terminal_it_says_how_far_it_is(folder, model_folder, judge, batches, monkeypatch, capsys):
     monkeypatch.setattr("kvsim_record.progress._LINE_EVERY", 0.0)
     assert judge(folder, model_folder("llama")) == 0
-    assert any(line.startswith("kvsim-judge: judge: 2 of 5 cells, about ") for line in capsys.readouterr().err.splitlines())
+    assert any(line.startswith("kvsim-judge: judge: 2 of 6 cells, about ") for line in capsys.readouterr().err.splitlines())
 
 
 @pytest.mark.parametrize("options,message", [

@@ -114,11 +114,10 @@ class Replay:
         """The last step at which each query head can read each position, int32 [Hq, T + S]: -1 = none, NEVER = all.
         `heads`: query and KV heads."""
         group = self.kept[f"kept/{cell.number}/{layer:03d}"]
-        unit = group.attrs["unit"]
-        units = {"kv": heads[1], "query": heads[0], "layer": 1}[unit.decode() if isinstance(unit, bytes) else unit]
-        offsets = group["offsets"][:].astype(np.int64)
-        if len(offsets) != units + 1:
-            raise RecordError(f"kept.h5: cell {cell.number}, layer {layer} has {len(offsets) - 1} units, the trace needs {units}; replay it again")
+        unit, offsets = str(group.attrs["unit"]), group["offsets"][:].astype(np.int64)
+        units = len(offsets) - 1
+        if units not in {"kv": [heads[1]], "query": [heads[0]], "layer": [1, heads[1]]}.get(unit, []):  # layer: one set, or equal ones for all KV heads
+            raise RecordError(f"kept.h5: cell {cell.number}, layer {layer} has {units} units of kind {unit}, which do not fit the trace; replay it again")
         if "evicted_at" in group:
             return np.repeat(_of_times(group["evicted_at"][:], prompt + steps), heads[0] // units, axis=0)
         last = np.full((units, prompt + steps), -1, dtype=np.int32)
