@@ -35,7 +35,8 @@ constexpr PolicyTraits kFastTraits{
 constexpr std::array<std::string_view, 2> kJoinChoices{"mean", "none"};
 
 /// The scores of an attention-like policy. Throws UserError where a token that may leave has a negative one.
-std::vector<double> weights(const PolicyTraits& inner, const UnitScores& unit, const std::vector<bool>& stays) {
+std::vector<double> weights(const PolicyTraits& inner, const UnitScores& unit,
+                            const std::vector<bool>& stays) {
   for (std::size_t t = 0; t < unit.score.size(); ++t) {
     if (unit.score[t] < 0 && !stays[t]) {
       throw UserError(

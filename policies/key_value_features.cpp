@@ -20,7 +20,8 @@ Matrix<float> gathered(MatrixView<const float> rows, std::span<const TokenIndex>
 
 bool scores_keys_and_values(const Policy& policy) {
   constexpr Need kAvailable = Need::keys | Need::values;
-  return (policy.needs() | kAvailable) == kAvailable && policy.unit() == Unit::kv && policy.scope() == Scope::head;
+  return (policy.needs() | kAvailable) == kAvailable && policy.unit() == Unit::kv &&
+         policy.scope() == Scope::head;
 }
 
 KeyValueFeatures::KeyValueFeatures(const HeadFeatures& head, std::size_t first, std::size_t count, Need needs)
@@ -34,10 +35,15 @@ KeyValueFeatures::KeyValueFeatures(const HeadFeatures& head, std::span<const Tok
                        has(needs, Need::keys) ? gathered(head.keys(), tokens) : Matrix<float>(),
                        has(needs, Need::values) ? gathered(head.values(), tokens) : Matrix<float>()) {}
 
-KeyValueFeatures::KeyValueFeatures(const LayerGeometry& layer, std::uint32_t kv_head, const Rope& rope, std::size_t count,
-                                   Matrix<float> keys, Matrix<float> values)
-    : geometry_(layer), kv_head_(kv_head), rope_(rope), own_keys_(std::move(keys)), own_values_(std::move(values)),
-      keys_(own_keys_.view()), values_(own_values_.view()) {
+KeyValueFeatures::KeyValueFeatures(const LayerGeometry& layer, std::uint32_t kv_head, const Rope& rope,
+                                   std::size_t count, Matrix<float> keys, Matrix<float> values)
+    : geometry_(layer),
+      kv_head_(kv_head),
+      rope_(rope),
+      own_keys_(std::move(keys)),
+      own_values_(std::move(values)),
+      keys_(own_keys_.view()),
+      values_(own_values_.view()) {
   geometry_.prompt = count;
 }
 

@@ -1,5 +1,5 @@
-// Some tokens as if they were a whole prompt, of which keys and values alone are known: a chunk, a block and what is
-// held, the tokens of a cache.
+// Some tokens as if they were a whole prompt, of which keys and values alone are known: a chunk, a block and
+// what is held, the tokens of a cache.
 #pragma once
 
 #include <span>
@@ -8,19 +8,22 @@
 
 namespace kvsim {
 
-/// Whether a score of such tokens makes sense: by keys, values or positions alone, a set per KV head, no budget moved.
+/// Whether a score of such tokens makes sense: by keys, values or positions alone, a set per KV head, no
+/// budget moved.
 bool scores_keys_and_values(const Policy& policy);
 
 /// HeadFeatures over them: token i is row i. What needs queries is an InternalError.
 class KeyValueFeatures : public HeadFeatures {
  public:
-  /// `count` tokens of a head from `first` on; keys and values that `needs` does not name are empty. Views into `head`.
+  /// `count` tokens of a head from `first` on; keys and values that `needs` does not name are empty. Views
+  /// into `head`.
   KeyValueFeatures(const HeadFeatures& head, std::size_t first, std::size_t count, Need needs);
   /// The tokens of a head that are named, in that order, copied.
   KeyValueFeatures(const HeadFeatures& head, std::span<const TokenIndex> tokens, Need needs);
-  /// `layer` but for its prompt, which becomes `count` tokens; keys [count, d] and values [count, dv], or empty.
-  KeyValueFeatures(const LayerGeometry& layer, std::uint32_t kv_head, const Rope& rope, std::size_t count, Matrix<float> keys,
-                   Matrix<float> values);
+  /// `layer` but for its prompt, which becomes `count` tokens; keys [count, d] and values [count, dv], or
+  /// empty.
+  KeyValueFeatures(const LayerGeometry& layer, std::uint32_t kv_head, const Rope& rope, std::size_t count,
+                   Matrix<float> keys, Matrix<float> values);
 
   const LayerGeometry& geometry() const override { return geometry_; }
   std::uint32_t kv_head() const override { return kv_head_; }

@@ -1,4 +1,5 @@
-// Whether scores look at the attention of single queries or at means alone: what a unit has to hold in memory.
+// Whether scores look at the attention of single queries or at means alone: what a unit has to hold in
+// memory.
 #pragma once
 
 #include "policies/policy.h"
@@ -13,8 +14,8 @@ class ReadsMeans {
   virtual bool means_alone() const = 0;
 };
 
-/// Whether scoring may ask for single rows of a window, of pseudo queries or of the true decode queries. A policy that
-/// says nothing of it, and is no wrapper around one that does, counts as asking.
+/// Whether scoring may ask for single rows of a window, of pseudo queries or of the true decode queries. A
+/// policy that says nothing of it, and is no wrapper around one that does, counts as asking.
 bool reads_rows(const Policy& policy);
 
 }  // namespace kvsim

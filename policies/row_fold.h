@@ -46,7 +46,8 @@ struct RowFold {
 
 /// What it reads.
 Need fold_needs(const RowFold& fold);
-/// Whether it asks for single rows of its queries: not where their mean, or a sum over the whole prompt, is all it takes.
+/// Whether it asks for single rows of its queries: not where their mean, or a sum over the whole prompt, is
+/// all it takes.
 bool fold_reads_rows(const RowFold& fold);
 
 /// The folded row of a query head of the group, [T], computed once for all variants.

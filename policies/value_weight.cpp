@@ -54,7 +54,8 @@ Row projected_norms_of(const HeadFeatures& head, std::size_t row, std::size_t ro
 
 /// Change of the output when one token alone is evicted and the others are renormalised (arXiv:2504.14051).
 /// Scores are taken as they would be ranked, in float.
-void weigh_by_change(Row& row, MatrixView<const float> values, std::span<const TokenIndex> guarded, bool fast) {
+void weigh_by_change(Row& row, MatrixView<const float> values, std::span<const TokenIndex> guarded,
+                     bool fast) {
   std::vector<bool> stays(row.size(), false);
   for (const TokenIndex t : guarded)
     if (t < row.size()) stays[t] = true;

@@ -90,7 +90,7 @@ UnitResult sample_unit(const RunRecord& record, const UnitId& unit) {
       result.cells.push_back(cell);
       result.layer_rows.push_back(
           {v, b, points[b].tokens * 1.0, {value_at(unit.trace, unit.layer, 9, v, b, 3, 0)}});
-      result.kept.push_back({v, b, "kv", {1, 5, 7 + b, 2, 3}, {0, 3, 5}});
+      result.kept.push_back({v, b, "kv", {1, 5, 7 + b, 2, 3}, {0, 3, 5}, {}});
     }
   }
   for (std::uint32_t h = 0; h < kHeads; ++h) {

@@ -12,7 +12,9 @@ namespace kvsim::test {
 /// No file exists.
 class NoFiles final : public Resources {
  public:
-  const ExternalArray& array(const std::string& file, const std::string&) override { throw UserError("no file {}", file); }
+  const ExternalArray& array(const std::string& file, const std::string&) override {
+    throw UserError("no file {}", file);
+  }
 };
 
 /// Hands out arrays by dataset, whatever the file.

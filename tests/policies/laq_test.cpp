@@ -78,7 +78,8 @@ TEST(Laq, LengthTakesTheFirstPseudoQueries) {
   const auto policy = prepared_policy("laq(length=3)");
   for (std::size_t u = 0; u < 2; ++u)
     EXPECT_EQ(score_layer(*policy, layer).units[u].score, score_layer(*policy, shorter).units[u].score);
-  EXPECT_NE(score_layer(*policy, layer).units[0].score, score_layer(*prepared_policy("laq"), layer).units[0].score);
+  EXPECT_NE(score_layer(*policy, layer).units[0].score,
+            score_layer(*prepared_policy("laq"), layer).units[0].score);
 }
 
 TEST(Laq, TakesAtEveryBudgetThePassOfTheNearestCapacityNotAboveIt) {

@@ -14,7 +14,8 @@ namespace kvsim::test {
 namespace {
 
 /// The scores before those of the protected recent tokens.
-void expect_start(std::span<const float> score, const Row& expected, Tolerance tolerance, const std::string& what) {
+void expect_start(std::span<const float> score, const Row& expected, Tolerance tolerance,
+                  const std::string& what) {
   ASSERT_GE(score.size(), expected.size()) << what;
   expect_row(score.first(expected.size()), expected, tolerance, what);
 }

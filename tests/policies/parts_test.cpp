@@ -43,7 +43,8 @@ std::vector<float> scores_of(std::string_view spec, const DenseLayer& layer, std
 }
 
 /// The first scores, as many as are expected.
-void expect_scores(std::string_view spec, const DenseLayer& layer, const Row& expected, double tolerance = 2e-6) {
+void expect_scores(std::string_view spec, const DenseLayer& layer, const Row& expected,
+                   double tolerance = 2e-6) {
   const std::vector<float> got = scores_of(spec, layer);
   ASSERT_GE(got.size(), expected.size()) << spec;
   expect_row(std::span(got).first(expected.size()), expected, tolerance, std::string(spec));
@@ -73,15 +74,16 @@ TEST(Parts, GoldenG1PoolingOfSnapKv) {  // reference, 3.5 and Appendix A; two mo
   const std::vector<Row> rows{{.30, .05, .02, .20, .01, .02, .40, 0}, {.10, .05, .08, .30, .01, .06, .40, 0}};
   const DenseLayer layer = rows_layer(rows);
   expect_scores("compose(query=window(2),reduce=[sum,group],recent=2)", layer, {.4, .1, .1, .5, .02, .08});
-  expect_scores("compose(query=window(2),reduce=[sum,max(3),group],recent=2)", layer, {.4, .4, .5, .5, .5, .08});
+  expect_scores("compose(query=window(2),reduce=[sum,max(3),group],recent=2)", layer,
+                {.4, .4, .5, .5, .5, .08});
   expect_scores("compose(query=window(2),reduce=[sum,avg(3),group],recent=2)", layer,
-             {.166667, .2, .233333, .206667, .2, .033333});
+                {.166667, .2, .233333, .206667, .2, .033333});
 }
 
 TEST(Parts, GoldenG3MeanAndVarianceOfCake) {  // reference, 2.3 and Appendix A: indicator of L1
   const DenseLayer layer = rows_layer({{.6, .1, .05, .25, 0}, {.1, .6, .05, .25, 0}});
   expect_scores("compose(query=window(2),reduce=[meanvar(200),group],recent=2)", layer, {25.35, 25.35, .05},
-             1e-5);
+                1e-5);
   expect_scores("compose(query=window(2),reduce=[meanvar(0),group],recent=2)", layer, {.35, .35, .05});
 }
 
@@ -108,16 +110,16 @@ TEST(Parts, FoldsEqualThePlainComputation) {
   expect_scores(query + "sum,group])", layer, folded(sum));
   expect_scores(query + "mean,group])", layer, folded([&](const Row& x) { return sum(x) / 13; }));
   expect_scores(query + "max,group])", layer,
-             folded([](const Row& x) { return *std::max_element(x.begin(), x.end()); }));
+                folded([](const Row& x) { return *std::max_element(x.begin(), x.end()); }));
   expect_scores(query + "last,group])", layer, folded([](const Row& x) { return x.back(); }));
   expect_scores(query + "squares,group])", layer,
-             folded([](const Row& x) { return std::inner_product(x.begin(), x.end(), x.begin(), 0.0); }));
+                folded([](const Row& x) { return std::inner_product(x.begin(), x.end(), x.begin(), 0.0); }));
   expect_scores(query + "meanvar(3),group])", layer, folded([&](const Row& x) {
-               const double mean = sum(x) / 13;
-               double variance = 0;
-               for (const double v : x) variance += (v - mean) * (v - mean) / 12;
-               return mean + 3 * variance;
-             }));
+                  const double mean = sum(x) / 13;
+                  double variance = 0;
+                  for (const double v : x) variance += (v - mean) * (v - mean) / 12;
+                  return mean + 3 * variance;
+                }));
 }
 
 TEST(Parts, AllPromptQueriesFoldTileByTile) {
@@ -148,7 +150,7 @@ TEST(Parts,
     for (const double a : row) layer.lookahead["snapkv-2"][0].back().push_back(std::log(a));
   }
   expect_scores("compose(base=indicator(below),query=lookahead(pass=snapkv-2,length=3),reduce=[count,group])",
-             layer, {1, 3, 2, 1, 1});
+                layer, {1, 3, 2, 1, 1});
   expect_scores(
       "compose(base=indicator(below),query=lookahead(pass=snapkv-2,length=3),reduce=[count,minus,group])",
       layer, {-1, -3, -2, -1, -1});
@@ -208,7 +210,7 @@ TEST(Parts, GoldenG4ValuesWeighTheScore) {  // reference, 2.4, 2.5 and Appendix 
   expect_scores("compose(" + query + ",value=caote)", layer, {1.385127, .633359, .245405});
   expect_scores("compose(" + query + ",value=fast_caote)", layer, {2.772976, .605120, .171361}, 3e-6);
   expect_scores("compose(query=lookahead(pass=full,length=1),reduce=[squares,group],value=l2sq)", layer,
-             {.384382, .373798, .099421});
+                {.384382, .373798, .099421});
   expect_scores("compose(base=obd(value)," + query + ")", layer, {.384382, .373798, .099421});
   expect_scores("compose(base=obd(key)," + query + ")", layer, {.554129, .096687, .025802});
   expect_scores("compose(base=obd(joint)," + query + ")", layer, {1.109261, .778585, .023926});
@@ -229,8 +231,8 @@ TEST(Parts, ProxiesAreTheFirstAndTheLastQueries) {
 
 TEST(Parts, ForcedTokensAndRecentSharesAreKeptFirst) {
   const DenseLayer layer = full_layer();
-  const auto policy =
-      prepared_policy("compose(query=window(4),reduce=[mean,group],sinks=2,recent_share=0.5,forced=[17,99,1])");
+  const auto policy = prepared_policy(
+      "compose(query=window(4),reduce=[mean,group],sinks=2,recent_share=0.5,forced=[17,99,1])");
   const LayerRanking ranking = rank_layer(*policy, layer.geometry, score_layer(*policy, layer));
   EXPECT_EQ(ranking.scores.units[0].protected_tokens, (std::vector<TokenIndex>{0, 1, 17}));
   const std::vector<std::uint32_t> kept = allocate(*policy, layer, ranking, 8);
@@ -249,8 +251,10 @@ TEST(Parts, CakeWithoutVarianceIsSnapKv) {  // reference, 7.5
 
 TEST(Parts, SumAndMeanRankAlike) {  // reference, 7.5: positive scaling
   const DenseLayer layer = full_layer();
-  const auto sum = prepared_policy("compose(query=[window(8),lookahead(snapkv-6)],reduce=[sum,max(5),group])");
-  const auto mean = prepared_policy("compose(query=[window(8),lookahead(snapkv-6)],reduce=[mean,max(5),group])");
+  const auto sum =
+      prepared_policy("compose(query=[window(8),lookahead(snapkv-6)],reduce=[sum,max(5),group])");
+  const auto mean =
+      prepared_policy("compose(query=[window(8),lookahead(snapkv-6)],reduce=[mean,max(5),group])");
   const LayerRanking a = rank_layer(*sum, layer.geometry, score_layer(*sum, layer));
   const LayerRanking b = rank_layer(*mean, layer.geometry, score_layer(*mean, layer));
   EXPECT_EQ(a.order, b.order);

@@ -1,4 +1,5 @@
-// What the tests of policies share: policies out of specs, why one is refused, golden inputs, rows of expected scores.
+// What the tests of policies share: policies out of specs, why one is refused, golden inputs, rows of
+// expected scores.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -20,7 +21,9 @@ namespace kvsim::test {
 using Row = std::vector<double>;
 
 /// Bound, not prepared.
-inline std::unique_ptr<Policy> policy_of(std::string_view spec) { return bind_policy(parse_specs(spec).at(0)); }
+inline std::unique_ptr<Policy> policy_of(std::string_view spec) {
+  return bind_policy(parse_specs(spec).at(0));
+}
 
 /// Bound, and prepared where no file exists.
 inline std::unique_ptr<Policy> prepared_policy(std::string_view spec) {
@@ -49,8 +52,10 @@ inline std::string refusal(std::string_view spec, const LayerGeometry* layer = n
   });
 }
 
-/// Inputs of the golden values: 4 query heads, 2 KV heads, 12 tokens, 4 channels; K[h][t][c] = sin(0.7t + 1.3c + 0.9h +
-/// 0.1) (1 + 0.05t), V[h][t][c] = cos(0.5t - 0.8c + 0.6h) (1 + 0.1c), Q[a][t][c] = 1.5 sin(0.3 t (c + 1) + 0.4a).
+/// Inputs of the golden values: 4 query heads, 2 KV heads, 12 tokens, 4 channels.
+/// K[h][t][c] = sin(0.7t + 1.3c + 0.9h + 0.1) (1 + 0.05t)
+/// V[h][t][c] = cos(0.5t - 0.8c + 0.6h) (1 + 0.1c)
+/// Q[a][t][c] = 1.5 sin(0.3 t (c + 1) + 0.4a)
 inline DenseLayer golden_layer() {
   DenseLayer layer;
   LayerGeometry& g = layer.geometry;
@@ -61,7 +66,8 @@ inline DenseLayer golden_layer() {
   g.model_layers = 1;
   g.recorded_layers = {0};
   const auto real = [](std::size_t i) { return static_cast<double>(i); };
-  layer.fill([=](std::size_t a, std::size_t t, std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
+  layer.fill([=](std::size_t a, std::size_t t,
+                 std::size_t c) { return 1.5 * std::sin(0.3 * real(t) * real(c + 1) + 0.4 * real(a)); },
              [=](std::size_t h, std::size_t t, std::size_t c) {
                return std::sin(0.7 * real(t) + 1.3 * real(c) + 0.9 * real(h) + 0.1) * (1 + 0.05 * real(t));
              },
@@ -71,7 +77,8 @@ inline DenseLayer golden_layer() {
   return layer;
 }
 
-/// How far a number may be off: the larger of the two. One figure for both: so much of numbers up to 1, in proportion above.
+/// How far a number may be off: the larger of the two. One figure for both: so much of numbers up to 1, in
+/// proportion above.
 struct Tolerance {
   constexpr Tolerance(double both) : Tolerance(both, both) {}
   constexpr Tolerance(double of_all, double of_magnitude) : absolute(of_all), relative(of_magnitude) {}
@@ -79,7 +86,8 @@ struct Tolerance {
 };
 
 /// As many scores as expected, each as large as expected.
-inline void expect_row(std::span<const float> score, const Row& expected, Tolerance tolerance, const std::string& what) {
+inline void expect_row(std::span<const float> score, const Row& expected, Tolerance tolerance,
+                       const std::string& what) {
   ASSERT_EQ(score.size(), expected.size()) << what;
   for (std::size_t t = 0; t < expected.size(); ++t)
     EXPECT_NEAR(static_cast<double>(score[t]), expected[t],

@@ -16,7 +16,9 @@ class Means final : public HeadFeatures {
   MatrixView<const float> keys() const override { return head_.keys(); }
   MatrixView<const float> values() const override { return head_.values(); }
   Rope rope() const override { return head_.rope(); }
-  std::span<const float> window_mean(std::uint32_t n, std::size_t h) const override { return head_.window_mean(n, h); }
+  std::span<const float> window_mean(std::uint32_t n, std::size_t h) const override {
+    return head_.window_mean(n, h);
+  }
   std::span<const float> attention_sum(std::size_t h) const override { return head_.attention_sum(h); }
   std::span<const float> attention_mean_over_visible(std::size_t h) const override {
     return head_.attention_mean_over_visible(h);
@@ -33,9 +35,10 @@ TEST(ReadsRows, IsFalseWhereAScoreIsMadeOfMeans) {
   const DenseFeatures head(layer, 0);
   for (const char* spec :
        {"snapkv(window=4)", "snapkv(window=4,pool=max,unit=query)", "tova", "pyramidkv(window=4)",
-        "ada(score=snapkv(window=4))", "caote(score=snapkv(window=4))", "vatp(base=scissorhands,window=8,recent_share=0)",
-        "compose(query=window(4),reduce=[sum,group(mean)],value=l1)", "compose(query=current,reduce=[mean,group(mean)])",
-        "h2o", "knorm", "oracle_static", "oracle_topk"}) {
+        "ada(score=snapkv(window=4))", "caote(score=snapkv(window=4))",
+        "vatp(base=scissorhands,window=8,recent_share=0)",
+        "compose(query=window(4),reduce=[sum,group(mean)],value=l1)",
+        "compose(query=current,reduce=[mean,group(mean)])", "h2o", "knorm", "oracle_static", "oracle_topk"}) {
     const std::unique_ptr<Policy> policy = policy_of(spec);
     EXPECT_FALSE(reads_rows(*policy)) << spec;
     std::vector<UnitScores> scores(policy->unit() == Unit::query ? 2 : 1);
@@ -46,8 +49,9 @@ TEST(ReadsRows, IsFalseWhereAScoreIsMadeOfMeans) {
 
 TEST(ReadsRows, IsTrueWhereSingleQueriesAreAskedFor) {
   for (const char* spec :
-       {"dropkv(window=4)", "obcache(base=snapkv,recent=4)", "laq", "cake(window=4)", "ada(score=cake(window=4))", "oracle_output",
-        "compose(query=oracle(3))", "compose(query=window(4),reduce=[max,group(mean)])", "compose(score=knorm,layers=cake(window=4))",
+       {"dropkv(window=4)", "obcache(base=snapkv,recent=4)", "laq", "cake(window=4)",
+        "ada(score=cake(window=4))", "oracle_output", "compose(query=oracle(3))",
+        "compose(query=window(4),reduce=[max,group(mean)])", "compose(score=knorm,layers=cake(window=4))",
         "compose(query=[window(4),lookahead(length=2)],reduce=[sum,group(mean)])", "finch(window=4)"}) {
     EXPECT_TRUE(reads_rows(*policy_of(spec))) << spec;
   }

@@ -30,10 +30,13 @@ std::uint64_t least(const std::string& spec) {
 
 TEST(PlanMemory, CountsEveryTensorOfABlock) {
   const std::vector<HeadBlock> blocks = make_blocks(kShape);
-  const BlockRequest everything{.all_queries = true, .output_proj = true, .lookahead = true, .second_pass = true};
+  const BlockRequest everything{
+      .all_queries = true, .output_proj = true, .lookahead = true, .second_pass = true};
   const std::uint64_t least_held = (kShape.kv_heads + 2) * blocks[0].bytes();
   EXPECT_GE(plan({"knorm"}, everything, kPlenty).bytes, least_held);
-  const auto more = [&](BlockRequest request) { return plan({"knorm"}, request, kPlenty).bytes - plan({"knorm"}, {}, kPlenty).bytes; };
+  const auto more = [&](BlockRequest request) {
+    return plan({"knorm"}, request, kPlenty).bytes - plan({"knorm"}, {}, kPlenty).bytes;
+  };
   const std::uint64_t pseudo = 2 * kShape.group * kShape.lookahead * kShape.key_dim * sizeof(float);
   const std::uint64_t second = 4 * kShape.group * kShape.prompt * sizeof(float);
   EXPECT_GE(more({.lookahead = true}), (kShape.kv_heads + 2) * pseudo);
