@@ -39,18 +39,25 @@ struct OverlapInput {
   std::span<const std::uint32_t> counts;
 };
 
+/// Tokens that follow those being counted, which lie anywhere in the matrix: first, first + step, ... below
+/// count are fetched into the second-level cache.
+struct Ahead {
+  std::size_t count = 0;
+  std::size_t first = 0;
+  std::size_t step = 1;
+};
+
 /// counted[c][row] += 1 for every token of order[0 .. tokens) whose rank is below limit[c][row], c < kCount,
-/// kWidth rows from `row` on; both tables are [kCount][kStrip]. `known` >= tokens may be fetched ahead.
-/// Counts fit the rank type, as there are fewer prompt tokens than it has values.
+/// kWidth rows from `row` on; both tables are [kCount][kStrip]. Meanwhile a share of the tokens that come
+/// next is fetched. Counts fit the rank type, as there are fewer prompt tokens than it has values.
 template <typename Rank, std::size_t kWidth, std::size_t kCount>
 HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HWY_RESTRICT order,
-                              std::size_t tokens, std::size_t known, std::size_t row,
+                              std::size_t tokens, Ahead ahead, std::size_t row,
                               const Rank* HWY_RESTRICT limit, Rank* HWY_RESTRICT counted) {
   const hn::CappedTag<Rank, kWidth> d;
   using V = hn::Vec<decltype(d)>;
   constexpr std::size_t kLanes = std::min<std::size_t>(kWidth, HWY_LANES(Rank));
   constexpr std::size_t kVecs = std::min<std::size_t>(2, kWidth / kLanes);
-  constexpr std::size_t kAhead = 32;  // tokens whose lines are fetched early: they lie anywhere in the matrix
   const V one = hn::Set(d, Rank{1});
   for (std::size_t part = 0; part < kWidth; part += kVecs * kLanes) {
     V sum[kCount][kVecs];
@@ -58,11 +65,14 @@ HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HW
       for (std::size_t i = 0; i < kVecs; ++i)
         sum[c][i] = hn::LoadU(d, counted + c * kStrip + part + i * kLanes);
     }
-    for (std::size_t t = 0; t < tokens; ++t) {
+    std::size_t next = ahead.first;
+    for (std::size_t t = 0; t < tokens; ++t, next += ahead.step) {
       const Rank* HWY_RESTRICT at = ranks.row(order[t]) + row + part;
-      const Rank* ahead = ranks.row(order[std::min(t + kAhead, known - 1)]) + row + part;
-      __builtin_prefetch(ahead);
-      __builtin_prefetch(ahead + kVecs * kLanes - 1);
+      if (next < ahead.count) {
+        const Rank* line = ranks.row(order[tokens + next]) + row + part;
+        __builtin_prefetch(line, 0, 2);
+        __builtin_prefetch(line + kVecs * kLanes - 1, 0, 2);
+      }
 #pragma GCC unroll 2
       for (std::size_t i = 0; i < kVecs; ++i) {
         const V rank = hn::LoadU(d, at + i * kLanes);
@@ -80,28 +90,31 @@ HWY_NOINLINE void count_strip(MatrixView<const Rank> ranks, const TokenIndex* HW
   }
 }
 
-/// Counts order[begin .. end) against the first `limits` rows of the tables.
+/// Counts order[begin .. end) against the first `limits` rows of the tables; order[end .. after) come next.
 template <typename Rank, std::size_t kWidth>
 HWY_INLINE void count_limits(const OverlapInput<Rank>& in, std::size_t begin, std::size_t end,
-                             std::size_t row, std::size_t limits, const Rank* limit, Rank* counted) {
+                             std::size_t after, std::size_t row, std::size_t limits, const Rank* limit,
+                             Rank* counted) {
   for (std::size_t first = begin; first < end; first += kTokens) {
     const TokenIndex* order = in.order.data() + first;
-    const std::size_t tokens = std::min(kTokens, end - first), known = in.order.size() - first;
-    for (std::size_t c = 0; c < limits; c += kLimits) {
+    const std::size_t tokens = std::min(kTokens, end - first);
+    const std::size_t next = (first + tokens == end ? after : end) - first - tokens;
+    Ahead ahead{std::min(kTokens, next), 0, (limits + kLimits - 1) / kLimits};
+    for (std::size_t c = 0; c < limits; c += kLimits, ++ahead.first) {
       const Rank* HWY_RESTRICT below = limit + c * kStrip;
       Rank* HWY_RESTRICT count = counted + c * kStrip;
       switch (std::min(kLimits, limits - c)) {
         case 1:
-          count_strip<Rank, kWidth, 1>(in.ranks, order, tokens, known, row, below, count);
+          count_strip<Rank, kWidth, 1>(in.ranks, order, tokens, ahead, row, below, count);
           break;
         case 2:
-          count_strip<Rank, kWidth, 2>(in.ranks, order, tokens, known, row, below, count);
+          count_strip<Rank, kWidth, 2>(in.ranks, order, tokens, ahead, row, below, count);
           break;
         case 3:
-          count_strip<Rank, kWidth, 3>(in.ranks, order, tokens, known, row, below, count);
+          count_strip<Rank, kWidth, 3>(in.ranks, order, tokens, ahead, row, below, count);
           break;
         default:
-          count_strip<Rank, kWidth, kLimits>(in.ranks, order, tokens, known, row, below, count);
+          count_strip<Rank, kWidth, kLimits>(in.ranks, order, tokens, ahead, row, below, count);
       }
     }
   }
@@ -147,7 +160,8 @@ void count_strips(const OverlapInput<Rank>& in, std::span<const Counter> counter
   std::fill(tables.counted.begin(), tables.counted.end(), Rank{0});
   std::size_t live = counters.size();
   for (std::size_t s = 0, begin = 0; s < in.counts.size(); begin = in.counts[s++]) {
-    count_limits<Rank, kWidth>(in, begin, in.counts[s], row, live, tables.limit.data(),
+    const std::size_t after = in.counts[std::min(s + 1, in.counts.size() - 1)];
+    count_limits<Rank, kWidth>(in, begin, in.counts[s], after, row, live, tables.limit.data(),
                                tables.counted.data());
     for (std::size_t c = 0; c < live; ++c) {
       if (!counters[c].every && counters[c].last != s) continue;
