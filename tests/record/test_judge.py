@@ -282,6 +282,8 @@ def test_what_masks_cannot_show_is_left_out_by_name(recorded, model_folder, tmp_
         assert closed["cells/variant"].asstr()[:].tolist() == ["snapkv"]
     assert judge(tmp_path / "run", model_folder("llama"), "--policies", "key_rotation") == 2
     assert "no cell of kept.h5 that can be judged fits: moves keys" in capsys.readouterr().err
+    assert judge(tmp_path / "run", model_folder("llama"), "--policies", "snapkv") == 0
+    assert "left out" not in capsys.readouterr().err  # of what was asked for
 
 
 def test_generation_from_the_evicted_cache_is_that_of_the_removed_one(folder, recorded, model_folder, judge, batches, capsys, random):

@@ -20,13 +20,15 @@ def _keep(cells: list[Cell], wanted: list[str], option: str, fits, replay: Repla
         return cells
     for one in wanted:
         if not any(fits(cell, one) for cell in cells):
-            reason = next((f": {why}" for variant, why in replay.left_out.items() if _names(variant, one)), "")
+            reason = next((f": {why}" for variant, why in replay.left_out.items() if _parts(variant)[0] == _parts(one)[0]), "")
             raise RecordError(f"{option} {one}: no cell of kept.h5 that can be judged fits{reason}")
     return [cell for cell in cells if any(fits(cell, one) for one in wanted)]
 
 
-def _names(variant: str, wanted: str) -> bool:
-    return variant.partition("(")[0] == wanted.partition("(")[0]
+def left_out(replay: Replay, policies: list[str], variants: list[str]) -> dict[str, str]:
+    """Those of the variants left out that such a choice would have taken, and why."""
+    return {variant: reason for variant, reason in replay.left_out.items()
+            if (not policies or _parts(variant)[0] in policies) and (not variants or any(covers(spec, variant) for spec in variants))}
 
 
 def covers(spec: str, variant: str) -> bool:

@@ -28,14 +28,15 @@ def _run(args) -> None:
 
 def _judge(args, replay) -> None:
     from ..progress import Progress
-    from .choice import choose
+    from .choice import choose, left_out
     from .session import Session
     from .store import figures
 
     progress = Progress(args.quiet, "kvsim-judge", lines=True)
     listed = lambda value: [part.strip() for part in value.split(",") if part.strip()] if value else []  # noqa: E731
-    cells = choose(replay, listed(args.policies), args.variant, listed(args.budgets), args.top, args.by or "output_error")
-    for variant, reason in replay.left_out.items():
+    policies = listed(args.policies)
+    cells = choose(replay, policies, args.variant, listed(args.budgets), args.top, args.by or "output_error")
+    for variant, reason in left_out(replay, policies, args.variant).items():
         progress.say(f"left out: {variant}: {reason}")
     if not cells:
         raise RecordError(f"{replay.folder}: no cell of kept.h5 can be judged")

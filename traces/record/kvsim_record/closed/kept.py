@@ -114,7 +114,7 @@ class Replay:
         """The last step at which each query head can read each position, int32 [Hq, T + S]: -1 = none, NEVER = all.
         `heads`: query and KV heads."""
         group = self.kept[f"kept/{cell.number}/{layer:03d}"]
-        unit, offsets = str(group.attrs["unit"]), group["offsets"][:].astype(np.int64)
+        unit, offsets = word(group, "unit"), group["offsets"][:].astype(np.int64)
         units = len(offsets) - 1
         if units not in {"kv": [heads[1]], "query": [heads[0]], "layer": [1, heads[1]]}.get(unit, []):  # layer: one set, or equal ones for all KV heads
             raise RecordError(f"kept.h5: cell {cell.number}, layer {layer} has {units} units of kind {unit}, which do not fit the trace; replay it again")
@@ -165,11 +165,17 @@ def _open(path: Path, kind: str, remedy: str) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise RecordError(f"{path}: cannot be read as HDF5 ({str(error).splitlines()[0]})") from error
-    found, version = file.attrs.get("format"), str(file.attrs.get("version"))
+    found, version = word(file, "format"), word(file, "version")
     if found != kind or not version.startswith("1."):
         file.close()
         raise RecordError(f"{path}: is {found} {version}, expected {kind} 1.x")
     return file
+
+
+def word(item, name: str, missing: str = "") -> str:
+    """A text attribute, of fixed or variable length."""
+    value = item.attrs.get(name, missing)
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def text(file: h5py.File, path: str) -> list[str]:

@@ -12,6 +12,7 @@ from ..models import Loaded
 from ..recorder import last_logits, whole_cache
 from ..selfcheck import spread
 from ..sensitivity import head_logits
+from .kept import word
 
 _CHUNK = 4096  # prompt tokens per forward pass
 _MASK_BYTES = 256 << 20  # of masks held at once
@@ -44,7 +45,7 @@ def read_trace(name: str, file: h5py.File) -> Recorded:
         raise RecordError(f"{file.filename}: has no /tokens/id, and without the tokens the model cannot run; record with kvsim-record")
     attrs = file.attrs
     layers = sorted(int(layer) for layer in file["layers"])
-    return Recorded(name, str(attrs.get("digest", "")), str(attrs.get("model", "")), file["tokens/id"][:].tolist(), int(attrs["prompt_len"]),
+    return Recorded(name, word(file, "digest"), word(file, "model"), file["tokens/id"][:].tolist(), int(attrs["prompt_len"]),
                     layers, (int(attrs["num_query_heads"]), int(attrs["num_kv_heads"])))
 
 

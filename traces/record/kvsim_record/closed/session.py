@@ -6,15 +6,14 @@ from pathlib import Path
 import h5py
 import torch
 
-from .. import models
+from .. import FORMAT_NAME, models
 from ..decode import end_tokens
 from ..errors import RecordError
-from .kept import Cell, Replay
+from .kept import Cell, Replay, word
 from .model import Full, Judge, Recorded, generate, read_trace
 from .store import Closed, FullRun, Judged, read
 
 _WRITE_EVERY = 10.0  # seconds between two writes of what is finished
-_TRACE_FORMAT = "kvsim-trace"
 
 
 class Session:
@@ -170,9 +169,9 @@ class Session:
 def _digest(path: Path) -> str:
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != _TRACE_FORMAT:
-                raise RecordError(f"--trace {path}: is not a {_TRACE_FORMAT} file")
-            return str(file.attrs.get("digest", ""))
+            if word(file, "format") != FORMAT_NAME:
+                raise RecordError(f"--trace {path}: is not a {FORMAT_NAME} file")
+            return word(file, "digest")
     except OSError as error:
         raise RecordError(f"--trace {path}: cannot be read as HDF5 ({str(error).splitlines()[0]})") from error
 

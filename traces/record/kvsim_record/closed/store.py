@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import RecordError
 from ..writer import set_attributes
 from . import FORMAT_NAME, FORMAT_VERSION
-from .kept import text
+from .kept import text, word
 
 NO_STEP = 255  # of top1_agree, where a shorter trace has no such step
 _COLUMNS = ["trace", "policy", "variant", "budget_tokens", "kl", "kl_p95", "top1_agreement", "log_likelihood_change", "steps"]
@@ -110,7 +110,7 @@ def read(path: Path) -> Closed | None:
         return None
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT_NAME or not str(file.attrs.get("version")).startswith("1."):
+            if word(file, "format") != FORMAT_NAME or not word(file, "version").startswith("1."):
                 raise RecordError(f"{path}: exists and is not a {FORMAT_NAME} file; it is left alone, choose another -o")
             return _read(file)
     except (OSError, KeyError) as error:
