@@ -89,6 +89,17 @@ def y_axis(ax, values, metric, allow_log=True, linear_too=()):
     return False
 
 
+def log_axis(axis, values):
+    """A log scale over positive `values`, labelled at few round numbers."""
+    low, high = np.min(values, initial=np.inf) / 1.25, np.max(values, initial=0.0) * 1.25
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    if low < high:
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+        axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+    axis.set_major_formatter(lambda value, _: _log_text(value))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _log_text(value):
     """0.002 as it is, 0.0003 as 3 x 10^-4."""
     if value >= 0.001:

@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from . import __version__, pages_mrc, pages_noise, pages_phases
-from .commands import compare, consistency, curve, evictions, heatmap, pareto, stats, steps
+from .commands import compare, consistency, curve, evictions, fidelity, heatmap, pareto, stats, steps
 from .errors import UserError, nearest
 
-COMMANDS = (curve, pareto, heatmap, steps, consistency, evictions, stats, compare, pages_mrc, pages_noise, pages_phases)
+COMMANDS = (curve, pareto, heatmap, steps, consistency, evictions, stats, compare, fidelity, pages_mrc, pages_noise, pages_phases)
 _OVERVIEW = """Draws figures from the results of `kvsim run`, `kvsim trace stats` and `kvsim pages`.
 
 Every subcommand takes one or more results folders, writes one figure (PNG, SVG or PDF) and prints its path.

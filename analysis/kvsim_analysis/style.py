@@ -47,6 +47,13 @@ _DASHES = ("-", (0, (4.5, 1.3)), (0, (4.5, 1.2, 1.1, 1.2)), (0, (1.3, 1.1)))
 NAMES = {
     "output_error": "output error",
     "projected_error": "projected error",
+    "predicted_kl": "predicted KL",
+    "predicted_kl_layers": "predicted KL, by layer",
+    "predicted_kl_quadratic": "predicted KL, second order",
+    "predicted_kl_saturated": "predicted KL, saturated",
+    "predicted_kl_linear": "predicted change, first order",
+    "projected_sum": "projected errors, sum",
+    "residual_error": "error against the residual stream",
     "attention_recall": "attention recall",
     "query_consistency": "query consistency",
     "set_consistency": "set consistency",
