@@ -17,11 +17,16 @@ def importable(name: str) -> bool:
 MISSING = [name for name in ("torch", "transformers", "h5py", "kvsim_record") if not importable(name)]
 
 if not MISSING:
+    import numpy as np
     import torch
+    from record_reference import Trace
+    from replay_folder import cells_of, write_replay
     from tiny_models import TEXT, byte_tokenizer, config
     from transformers import AutoModelForCausalLM
 
     from kvsim_record import cli
+    from kvsim_record.closed import cli as judge_cli
+    from kvsim_record.closed.model import Judge
 
     torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much on a busy machine
 else:
@@ -102,3 +107,37 @@ def recorded(model_folder, tmp_path_factory):
         return made[kind]
 
     return get
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """Function: (folder, model folder, *options) -> exit code of the command, run in this process."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return lambda folder, model, *options: judge_cli.main([str(folder), "--device", "cpu", *(["--model", str(model)] if model else []), *options])
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(3)
+
+
+@pytest.fixture
+def folder(recorded, tmp_path, random):
+    """A replay of the tiny llama with six cells."""
+    write_replay(tmp_path / "run", [recorded("llama")], cells_of(Trace(recorded("llama")), random, (6, 2)))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What was run: the number of cells of each batch; one cell at a time."""
+    seen = []
+    original = Judge.run
+
+    def counted(self, last, cells):
+        seen.append(cells)
+        return original(self, last, cells)
+
+    monkeypatch.setattr(Judge, "run", counted)
+    monkeypatch.setattr(Judge, "cells_at_once", lambda self: 1)
+    return seen

