@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "analysis/result_header.h"
+#include "analysis/summary_store.h"
 #include "kernels/error.h"
 
 namespace kvsim {
@@ -63,6 +64,15 @@ struct DetailShape {
   std::uint64_t cells = 0, steps = 0;
   std::set<std::uint32_t> metrics;
 };
+
+/// Cells that some part of the trace answers, ascending.
+std::vector<CellId> answered_cells(const PartSet& parts, std::uint32_t trace) {
+  std::set<CellId> cells;
+  for (const auto& [unit, infos] : parts.units)
+    if (unit.trace == trace)
+      for (const PartInfo& info : infos) cells.insert(info.cells.begin(), info.cells.end());
+  return {cells.begin(), cells.end()};
+}
 
 DetailShape detail_shape(const PartSet& parts) {
   DetailShape shape;
@@ -140,6 +150,37 @@ void write_step_details(h5::File& file, const PartSet& parts) {
   file.write_column("detail/cell/layer", layer);
   file.write_column("detail/cell/kv_head", head);
   file.write_column("detail/cell/budget_tokens", tokens);
+}
+
+void write_trace_details(h5::File& file, const PartSet& parts) {
+  const RunDescription& description = parts.record.description;
+  const std::vector<MetricInfo> metrics = chosen_metrics(description, MetricInfo::Level::trace);
+  const DetailShape shape = detail_shape(parts);
+  if (metrics.empty() || shape.cells == 0) return;
+  std::vector<std::int32_t> trace, variant;
+  std::vector<std::int64_t> tokens;
+  std::vector<std::vector<float>> values(metrics.size());
+  for (std::uint32_t t = 0; t < description.traces.size(); ++t) {
+    const std::vector<CellId> cells = answered_cells(parts, t);
+    const std::vector<EffectSum> sums = effect_sums(parts, t, cells);
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      trace.push_back(static_cast<std::int32_t>(t));
+      variant.push_back(static_cast<std::int32_t>(cells[i].variant));
+      tokens.push_back(description.traces[t].budgets[cells[i].budget].tokens);
+      for (std::size_t m = 0; m < metrics.size(); ++m) {
+        const std::vector<double> steps = sums[i].steps(metrics[m].name);
+        values[m].insert(values[m].end(), steps.begin(), steps.end());
+        values[m].resize(trace.size() * shape.steps, std::numeric_limits<float>::quiet_NaN());
+      }
+    }
+  }
+  const h5::Shape origin{0, 0}, all{trace.size(), shape.steps};
+  for (std::size_t m = 0; m < metrics.size(); ++m)
+    file.create_dataset(fmt::format("trace_detail/{}", metrics[m].name), h5::Element::float32, all)
+        .write_raw(origin, all, std::as_bytes(std::span(values[m])));
+  file.write_column("trace_detail/cell/trace", trace);
+  file.write_column("trace_detail/cell/variant", variant);
+  file.write_column("trace_detail/cell/budget_tokens", tokens);
 }
 
 }  // namespace kvsim

@@ -70,6 +70,10 @@ struct Columns {
   std::vector<std::uint32_t> cell_variant, cell_budget;
   std::vector<std::uint64_t> cell_begin;  // [cells + 1], into cell_bytes
   std::vector<std::uint8_t> cell_bytes;
+  std::vector<std::uint32_t> effect_variant, effect_budget, effect_samples;
+  std::vector<double> effect_depth;
+  std::vector<std::uint64_t> response_count, norm_count;  // how many numbers each effect has
+  std::vector<float> response, projected, relative;
   std::vector<std::uint32_t> failed_variant;
   std::vector<std::string> failure;
   std::vector<std::uint32_t> kept_variant, kept_budget;
@@ -104,6 +108,15 @@ struct Columns {
     visit("cells/budget", c.cell_budget);
     visit("cells/begin", c.cell_begin);
     visit("cells/distributions", c.cell_bytes);
+    visit("effects/variant", c.effect_variant);
+    visit("effects/budget", c.effect_budget);
+    visit("effects/samples", c.effect_samples);
+    visit("effects/depth", c.effect_depth);
+    visit("effects/response_count", c.response_count);
+    visit("effects/norm_count", c.norm_count);
+    visit("effects/response", c.response);
+    visit("effects/projected", c.projected);
+    visit("effects/relative", c.relative);
     visit("failures/variant", c.failed_variant);
     visit("failures/message", c.failure);
     visit("kept/variant", c.kept_variant);
@@ -170,6 +183,22 @@ void add_cells(const UnitResult& result, std::size_t metrics, Columns& c) {
   }
 }
 
+void add_effects(const UnitResult& result, Columns& c) {
+  for (const LayerEffect& effect : result.effects) {
+    KVSIM_CHECK(effect.projected.size() == effect.relative.size(), "{} norms and {} relative ones", effect.projected.size(),
+                effect.relative.size());
+    c.effect_variant.push_back(effect.variant);
+    c.effect_budget.push_back(effect.budget);
+    c.effect_samples.push_back(effect.samples);
+    c.effect_depth.push_back(effect.depth);
+    c.response_count.push_back(effect.response.size());
+    c.norm_count.push_back(effect.projected.size());
+    c.response.insert(c.response.end(), effect.response.begin(), effect.response.end());
+    c.projected.insert(c.projected.end(), effect.projected.begin(), effect.projected.end());
+    c.relative.insert(c.relative.end(), effect.relative.begin(), effect.relative.end());
+  }
+}
+
 void add_kept(const UnitResult& result, Columns& c) {
   for (const KeptSet& kept : result.kept) {
     const auto* unit = std::find(std::begin(kUnits), std::end(kUnits), kept.unit);
@@ -214,6 +243,7 @@ Columns columns_of(const UnitResult& result, const RunDescription& description) 
     c.failed_variant.push_back(failure.variant);
     c.failure.push_back(failure.message);
   }
+  add_effects(result, c);
   add_kept(result, c);
   add_detail(result, c);
   return c;
@@ -489,6 +519,32 @@ std::vector<CellDistributions> PartReader::distributions(std::size_t first, std:
   return out;
 }
 
+std::vector<LayerEffect> PartReader::effects(std::span<const CellId> wanted) const {
+  const State& s = *state_;
+  const auto cells = s.cells_at("effects/variant", "effects/budget");
+  const auto samples = s.column<std::uint32_t>("effects/samples");
+  const auto depth = s.column<double>("effects/depth");
+  const auto responses = s.column<std::uint64_t>("effects/response_count");
+  const auto norms = s.column<std::uint64_t>("effects/norm_count");
+  s.check(samples.size() == cells.size() && depth.size() == cells.size() && responses.size() == cells.size() && norms.size() == cells.size(), "the columns of /effects differ in length");
+  const auto numbers = [&](const char* name, std::uint64_t offset, std::uint64_t count) {
+    const h5::Dataset stored = s.file.dataset(name);
+    s.check(stored.shape().size() == 1 && count <= stored.shape()[0] && offset <= stored.shape()[0] - count, "/effects makes no sense");
+    if (count == 0) return std::vector<float>();
+    return stored.read<float>(std::span(&offset, 1), std::span(&count, 1));
+  };
+  std::vector<LayerEffect> effects;
+  std::uint64_t response_at = 0, norm_at = 0;
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    if (cells[i].variant != kNotInRun && std::binary_search(wanted.begin(), wanted.end(), cells[i]))
+      effects.push_back({cells[i].variant, cells[i].budget, samples[i], depth[i], numbers("effects/response", response_at, responses[i]),
+                         numbers("effects/projected", norm_at, norms[i]), numbers("effects/relative", norm_at, norms[i])});
+    response_at += responses[i];
+    norm_at += norms[i];
+  }
+  return effects;
+}
+
 std::vector<CellId> PartReader::kept_cells() const { return state_->cells_at("kept/variant", "kept/budget"); }
 
 std::vector<KeptSet> PartReader::kept() const {
@@ -570,6 +626,7 @@ UnitResult read_part(const std::string& path, const RunDescription& description)
   result.layer_rows = reader.layer_rows();
   result.cells = reader.distributions(0, reader.distribution_cells().size());
   std::erase_if(result.cells, [](const CellDistributions& cell) { return cell.variant == kNotInRun; });
+  result.effects = reader.effects(reader.info().cells);
   result.failures = reader.failures();
   result.kept = reader.kept();
   result.detail = reader.detail();

@@ -85,6 +85,8 @@ class PartReader {
   std::vector<ResultRow> rows() const;
   std::vector<LayerRow> layer_rows() const;
   std::vector<Failure> failures() const;
+  /// Those of the cells `wanted`, ascending.
+  std::vector<LayerEffect> effects(std::span<const CellId> wanted) const;
   /// Which cells have distributions, in the file's order; distributions(first, count) reads a range of them.
   std::vector<CellId> distribution_cells() const;
   std::vector<CellDistributions> distributions(std::size_t first, std::size_t count) const;

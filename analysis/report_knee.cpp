@@ -115,7 +115,7 @@ std::map<std::string, Wins> count_wins(const ReportQuery& query, const Results& 
                                        const std::string& second) {
   const MetricEntry* metric = results.metric(measure.metric);
   std::map<std::string, Wins> wins;
-  if (metric == nullptr || metric->name != measure.label) return wins;
+  if (metric == nullptr || metric->name != measure.label || metric->level == "trace") return wins;
   const Table& table = metric->level == "layer" ? results.layer_rows : results.rows;
   const Column &variant = table.at("variant"), &budget = table.at("budget_request"),
                &value = table.at(measure.label);
@@ -196,7 +196,7 @@ std::string compare_report(const Results& results, const ReportRequest& request)
                     second = label_of(results, request.compare[1]);
   if (first == second) throw UserError("--compare: both are '{}'", first);
   ReportQuery query(results, request);
-  for (const std::string& name : request.y.empty() ? main_metrics(results) : request.y)
+  for (const std::string& name : request.y.empty() ? main_metrics(results, request) : request.y)
     query.add_measure(name);
   const std::vector<Group> groups = query.groups({"variant", "budget_request"});
   std::map<std::string, const Group*> of_first, of_second;

@@ -98,20 +98,28 @@ void check_budgets(const Results& results, const std::string& list) {
 
 }  // namespace
 
-std::vector<std::string> main_metrics(const Results& results) {
+bool per_unit(const ReportRequest& request) { return names_layers(request, "layer") || names_layers(request, "kv_head"); }
+
+std::vector<std::string> main_metrics(const Results& results, const ReportRequest& request) {
   std::vector<std::string> names;
+  const bool by_unit = per_unit(request);
+  const auto shown = [&](const std::string& name) {
+    const MetricEntry* metric = results.metric(name);
+    return metric != nullptr && !(by_unit && metric->level == "trace");
+  };
   const auto defined = [&](const std::string& name) {
     const Column* column = results.summary.find(name + "_mean");
-    return results.metric(name) != nullptr && column != nullptr &&
+    return shown(name) && column != nullptr &&
            std::any_of(column->numbers.begin(), column->numbers.end(),
                        [](double value) { return !std::isnan(value); });
   };
-  for (const char* name : {"output_error", "projected_error", "attention_recall", "query_consistency",
+  for (const char* name : {"kl", "top1_agreement", "predicted_kl", "output_error", "projected_error", "attention_recall", "query_consistency",
                            "set_consistency", "miss_rate"}) {
     if (defined(name)) names.emplace_back(name);
   }
   if (names.empty()) {
-    for (const MetricEntry& metric : results.metrics) names.push_back(metric.name);
+    for (const MetricEntry& metric : results.metrics)
+      if (shown(metric.name)) names.push_back(metric.name);
   }
   return names;
 }
@@ -123,7 +131,7 @@ std::string estimate_text(const Estimate& estimate) {
 }
 
 bool needs_rows(const ReportRequest& request) {
-  return !request.compare.empty() || names_layers(request, "layer") || names_layers(request, "kv_head");
+  return !request.compare.empty() || per_unit(request);
 }
 
 ReportQuery::ReportQuery(const Results& results, const ReportRequest& request)
@@ -165,6 +173,8 @@ std::size_t ReportQuery::add_measure(const std::string& name) {
 const Table& ReportQuery::table_for(const std::string& metric) const {
   if (!per_layer_ && !per_head_) return results_.summary;
   const MetricEntry* entry = results_.metric(metric);
+  if (entry != nullptr && entry->level == "trace")
+    throw UserError("{} belongs to a whole trace, not to a layer; leave layer and kv_head out", metric);
   if (entry == nullptr || entry->level != "layer") return results_.rows;
   if (per_head_) throw UserError("{} belongs to a whole layer, not to a KV head; leave kv_head out", metric);
   return results_.layer_rows;

@@ -71,6 +71,7 @@ class Merge {
         names_(description_),
         row_metrics_(chosen_metrics(description_, MetricInfo::Level::row)),
         layer_metrics_(chosen_metrics(description_, MetricInfo::Level::layer)),
+        trace_metrics_(chosen_metrics(description_, MetricInfo::Level::trace)),
         out_(out),
         pending_(out + "/results.h5"),
         file_(h5::File::create(pending_.path(), h5::File::Create::replace)) {}
@@ -99,6 +100,7 @@ class Merge {
     layer_table_->finish();
     write_summary(summaries);
     write_step_details(file_, parts_);
+    write_trace_details(file_, parts_);
     close_guarded(file_, guard_);
     outcome.kept = write_kept();
     commit();
@@ -115,13 +117,13 @@ class Merge {
     file_.write_column("policies/name", names_.policies.names);
     file_.write_column("budgets/text", names_.budgets.names);
     std::vector<std::string> name, unit, direction, summary, level;
-    for (const auto* metrics : {&row_metrics_, &layer_metrics_}) {
+    for (const auto* metrics : {&row_metrics_, &layer_metrics_, &trace_metrics_}) {
       for (const MetricInfo& metric : *metrics) {
         name.emplace_back(metric.name);
         unit.emplace_back(metric.unit);
         direction.emplace_back(metric.higher_is_better ? "higher" : "lower");
         summary.emplace_back(metric.summary);
-        level.emplace_back(metric.level == MetricInfo::Level::row ? "row" : "layer");
+        level.emplace_back(level_name(metric.level));
       }
     }
     file_.write_column("metrics/name", name);
@@ -217,7 +219,7 @@ class Merge {
                                     {"budget_tokens", Element::int64}, {"resident_tokens", Element::float64},
                                     {"peak_tokens", Element::float64}, {"evicted", Element::float64},
                                     {"clamped", Element::uint8},       {"near_ties", Element::int64}};
-    for (const auto* metrics : {&row_metrics_, &layer_metrics_}) {
+    for (const auto* metrics : {&row_metrics_, &layer_metrics_, &trace_metrics_}) {
       for (const MetricInfo& metric : *metrics) {
         for (const std::string& name : statistics_of(metric.higher_is_better)) {
           columns.push_back(
@@ -295,7 +297,7 @@ class Merge {
     table.flag(sums.clamped);
     table.integer(sums.near_ties);
     std::size_t m = 0;
-    for (const auto* metrics : {&row_metrics_, &layer_metrics_}) {
+    for (const auto* metrics : {&row_metrics_, &layer_metrics_, &trace_metrics_}) {
       for (const MetricInfo& metric : *metrics) {
         const Distribution& distribution = cell.metrics[m++];
         for (const std::string& name : statistics_of(metric.higher_is_better)) {
@@ -337,7 +339,7 @@ class Merge {
   const PartSet& parts_;
   const RunDescription& description_;
   Names names_;
-  std::vector<MetricInfo> row_metrics_, layer_metrics_;
+  std::vector<MetricInfo> row_metrics_, layer_metrics_, trace_metrics_;
   std::string out_;
   std::uint64_t rows_ = 0, layer_rows_ = 0;
   h5::PendingFile pending_;

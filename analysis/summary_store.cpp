@@ -55,6 +55,42 @@ std::vector<CellId> SummaryCells::complete() const {
   return ids;
 }
 
+std::vector<EffectSum> effect_sums(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells) {
+  std::vector<EffectSum> sums(cells.size());
+  for (const auto& [unit, infos] : parts.units) {  // layers ascend
+    if (unit.trace != trace) continue;
+    std::vector<bool> seen(cells.size(), false);  // a cell that two batches hold counts once
+    for (const PartInfo& info : infos) {
+      for (const LayerEffect& effect : PartReader(info.path, parts.record.description).effects(cells)) {
+        const auto place = static_cast<std::size_t>(std::lower_bound(cells.begin(), cells.end(), CellId{effect.variant, effect.budget}) - cells.begin());
+        if (seen[place]) continue;
+        seen[place] = true;
+        sums[place].add(effect);
+      }
+    }
+    for (std::size_t i = 0; i < cells.size(); ++i)
+      if (!seen[i]) sums[i].add({});
+  }
+  return sums;
+}
+
+namespace {
+
+void add_trace_metrics(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells, std::vector<CellDistributions>& joined) {
+  const std::vector<MetricInfo> metrics = chosen_metrics(parts.record.description, MetricInfo::Level::trace);
+  if (metrics.empty()) return;
+  const std::vector<EffectSum> sums = effect_sums(parts, trace, cells);
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    for (const MetricInfo& metric : metrics) {
+      Distribution& distribution = joined[i].metrics.emplace_back();
+      for (const double value : sums[i].steps(metric.name)) distribution.add(value);
+      distribution.finish();
+    }
+  }
+}
+
+}  // namespace
+
 std::vector<CellDistributions> joined_distributions(const PartSet& parts, std::uint32_t trace,
                                                     const std::vector<CellId>& cells) {
   const RunDescription& description = parts.record.description;
@@ -91,6 +127,7 @@ std::vector<CellDistributions> joined_distributions(const PartSet& parts, std::u
       }
     }
   }
+  add_trace_metrics(parts, trace, cells, joined);
   return joined;
 }
 

@@ -17,6 +17,11 @@ struct HeadDelta {
   std::vector<float> data;
   std::size_t stride = 0;          // of rows
   std::size_t budget_stride = 0;
+
+  /// [value_dim, row stride] of one budget.
+  MatrixView<const float> of(std::size_t budget, std::size_t value_dim) const {
+    return {data.data() + budget * budget_stride, value_dim, stride, stride};
+  }
 };
 
 /// Everything that is fixed for a head while variants are measured on it.

@@ -25,6 +25,7 @@ struct LayerContext {
   double attention_scaling = 1.0;
   std::size_t element_bytes = 4;  // of the trace's dtype: what a real cache would hold
   std::vector<std::pair<std::uint32_t, std::uint32_t>> evidence;  // half-open token ranges inside the prompt
+  std::span<const float> residual_norm;  // [decode] of the residual stream after this layer, or empty
 };
 
 /// A range of decode steps [first, first + count).

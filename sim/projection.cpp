@@ -2,6 +2,9 @@
 #include "sim/projection.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "kernels/error.h"
 
 namespace kvsim {
 
@@ -40,6 +43,15 @@ std::vector<double> ProjectedError::squared_norms(std::size_t budget) const {
 void ProjectedError::add_to(Matrix<float>& to) const {
   for (std::size_t m = 0; m < hidden_; ++m)
     for (std::size_t t = 0; t < steps_; ++t) to(m, t) += sum_(m, t);
+}
+
+void set_norms(LayerEffect& effect, std::span<const double> squares, std::span<const float> residual) {
+  KVSIM_CHECK(squares.size() == residual.size(), "{} errors for {} norms", squares.size(), residual.size());
+  for (std::size_t t = 0; t < squares.size(); ++t) {
+    const double norm = std::sqrt(squares[t]);
+    effect.projected.push_back(static_cast<float>(norm));
+    effect.relative.push_back(static_cast<float>(norm / static_cast<double>(residual[t])));
+  }
 }
 
 }  // namespace kvsim

@@ -33,4 +33,7 @@ class ProjectedError {
   Matrix<float> sum_;  // [budgets * hidden, steps]
 };
 
+/// Fills in the norms of projected errors from their squares [steps], and what they are of `residual` [steps].
+void set_norms(LayerEffect& effect, std::span<const double> squares, std::span<const float> residual);
+
 }  // namespace kvsim

@@ -20,6 +20,8 @@ struct MetricInfo {
   Level level = Level::row;
 };
 const std::vector<MetricInfo>& all_metrics();
+/// row, layer, trace
+std::string_view level_name(MetricInfo::Level level);
 
 /// One budget as asked for ("5%", "128") and what it is in tokens for one trace.
 struct BudgetPoint {
@@ -92,6 +94,17 @@ struct CellDistributions {
   std::vector<Distribution> metrics;  // row metrics then layer metrics, as chosen
 };
 
+/// What the errors of one layer may do downstream, step by step, for one (variant, budget). The errors are delta = o' - o of
+/// all heads of the layer. Vectors are empty where the trace lacks what they are computed from.
+struct LayerEffect {
+  std::uint32_t variant = 0, budget = 0;
+  std::uint32_t samples = 0;
+  double depth = 0;              // (the model's own layer number + 1) / number of its layers
+  std::vector<float> response;   // [samples * steps] sum over heads of g.delta, g = recorded sensitivities
+  std::vector<float> projected;  // [steps] |sum over heads of W_h delta_h|
+  std::vector<float> relative;   // [steps] the same over the norm of the residual stream after this layer
+};
+
 struct Failure {
   std::uint32_t variant = 0;
   std::string message;
@@ -118,6 +131,7 @@ struct UnitResult {
   std::vector<ResultRow> rows;
   std::vector<LayerRow> layer_rows;
   std::vector<CellDistributions> cells;  // variant, budget order
+  std::vector<LayerEffect> effects;      // variant, budget order; none where the trace holds nothing of what metrics of a trace need
   std::vector<Failure> failures;
   std::vector<KeptSet> kept;
   std::vector<StepDetail> detail;

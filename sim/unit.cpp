@@ -26,6 +26,7 @@ void UnitReplay::load(std::size_t kv) {
   heads_[kv].block = source_.next();
   KVSIM_CHECK(heads_[kv].block.kv_head == kv, "head {} came as {}", kv, heads_[kv].block.kv_head);
   if (!heads_[kv].block.output_proj.empty()) heads_hidden_ = heads_[kv].block.output_proj.cols();
+  samples_ = heads_[kv].block.sensitivity.rows() / g_.value_dim;
 }
 
 std::vector<StepRange> UnitReplay::chunks() const {
@@ -124,6 +125,7 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
                                               *oracle.of_kv_head));
     }
     if (projects()) state.projected = ProjectedError(settings_.budgets.size(), hidden(), g_.decode);
+    if (responds()) state.response = SampledResponse(settings_.budgets.size(), samples_, g_.decode);
   });
 }
 

@@ -60,8 +60,12 @@ LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordina
 /// Why `policy` cannot run on this layer, with the kvsim-record option that would help; empty when it can.
 std::string missing_need(const Policy& policy, const TraceInfo& trace, const LayerInfo& layer);
 
-/// Union of what the variants read.
-BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer, bool project);
+/// What the metrics read of every head, where the layer holds it: output projections, sensitivities.
+BlockRequest metrics_request(const LayerInfo& layer, std::span<const std::string> metrics);
+
+/// Union of what the variants and the metrics read.
+BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer,
+                           std::span<const std::string> metrics);
 
 /// Fits a unit into `limit` bytes. Throws UserError with the number needed when nothing fits.
 UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,

@@ -76,6 +76,26 @@ double UnitReplay::row_value(const VariantState& state, std::size_t kv, std::siz
   throw InternalError("metric without a value: " + name);
 }
 
+void UnitReplay::emit_layer_row(CellDistributions& cell, std::span<const double> squares, double resident, UnitResult& result) {
+  LayerRow row{cell.variant, cell.budget, resident, {}};
+  Distribution& distribution = cell.metrics[row_metrics_.size()];
+  for (std::size_t t = 0; t < g_.decode; ++t) {
+    double norm = 0;
+    for (std::size_t m = 0; m < hidden(); ++m)
+      norm += static_cast<double>(exact_projection_(m, t)) * static_cast<double>(exact_projection_(m, t));
+    distribution.add(norm > 0 ? std::sqrt(squares[t] / norm) : std::sqrt(squares[t]));
+  }
+  distribution.finish();
+  row.values.push_back(distribution.sum / static_cast<double>(distribution.count));
+  result.layer_rows.push_back(std::move(row));
+}
+
+void UnitReplay::emit_effect(VariantState& state, const CellDistributions& cell, std::span<const double> squares, UnitResult& result) {
+  LayerEffect effect = start_effect(g_, cell.variant, cell.budget, responds() ? state.response.take(cell.budget) : std::vector<double>());
+  if (measures_relative()) set_norms(effect, squares, layer_.residual_norm);
+  result.effects.push_back(std::move(effect));
+}
+
 void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result) {
   VariantState& state = states_[v];
   CellDistributions cell{static_cast<std::uint32_t>(v), static_cast<std::uint32_t>(budget), {}};
@@ -119,20 +139,9 @@ void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result
     }
     result.rows.push_back(std::move(row));
   }
-  if (projects()) {
-    LayerRow row{cell.variant, cell.budget, layer_resident, {}};
-    const std::vector<double> errors = state.projected.squared_norms(budget);
-    Distribution& distribution = cell.metrics[row_metrics_.size()];
-    for (std::size_t t = 0; t < g_.decode; ++t) {
-      double norm = 0;
-      for (std::size_t m = 0; m < hidden(); ++m)
-        norm += static_cast<double>(exact_projection_(m, t)) * static_cast<double>(exact_projection_(m, t));
-      distribution.add(norm > 0 ? std::sqrt(errors[t] / norm) : std::sqrt(errors[t]));
-    }
-    distribution.finish();
-    row.values.push_back(distribution.sum / static_cast<double>(distribution.count));
-    result.layer_rows.push_back(std::move(row));
-  }
+  const std::vector<double> squares = projects() ? state.projected.squared_norms(budget) : std::vector<double>();
+  if (measures_layer()) emit_layer_row(cell, squares, layer_resident, result);
+  if (measures_relative() || responds()) emit_effect(state, cell, squares, result);
   result.cells.push_back(std::move(cell));
 }
 

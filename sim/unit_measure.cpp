@@ -14,8 +14,12 @@ void UnitReplay::measure_variant(std::size_t v, std::size_t kv, const ExactSteps
   if (policy.traits().transforms) transform.emplace(EntryTransform{policy, *heads_[kv].features});
   for (const LayerSelection& part : state.selection.parts) {
     HeadDelta delta;
-    measure_steps(view, part, policy.traits().step_order, state.measures[kv], projects() ? &delta : nullptr,
+    measure_steps(view, part, policy.traits().step_order, state.measures[kv], projects() || responds() ? &delta : nullptr,
                   transform ? &*transform : nullptr);
+    if (responds()) {
+      for (std::size_t b = 0; b < part.budgets.size(); ++b)
+        state.response.add(part.budgets[b], delta.of(b, g_.value_dim), view.block.sensitivity.view(), g_.group, exact.steps());
+    }
     if (projects())
       state.projected.add(delta, part.budgets, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
   }
@@ -35,9 +39,9 @@ void UnitReplay::add_exact_projection(std::size_t kv, const ExactSteps& exact) {
 }
 
 void UnitReplay::measure_held(std::size_t first, std::size_t last) {
-  if (projects())
+  if (measures_layer())
     for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) add_exact_projection(kv, *heads_[kv].exact);
-  if (projects()) {  // the projection joins the heads of a variant, so a variant is one task
+  if (projects() || responds()) {  // both join the heads of a variant, so a variant is one task
     for_variants(first, last, [&](std::size_t v) {
       for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) measure_variant(v, kv, *heads_[kv].exact);
     });
@@ -58,7 +62,7 @@ void UnitReplay::measure_streamed(std::size_t first, std::size_t last) {
     if (transforms(first, last)) make_features(kv);
     for (const StepRange& range : chunks()) {
       const ExactSteps exact(heads_[kv].block, layer_, range, true);
-      if (projects() && first == 0) add_exact_projection(kv, exact);
+      if (measures_layer() && first == 0) add_exact_projection(kv, exact);
       for_variants(first, last, [&](std::size_t v) { measure_variant(v, kv, exact); });
     }
     release(kv);

@@ -13,6 +13,7 @@
 #include "sim/evaluate.h"
 #include "sim/features.h"
 #include "sim/projection.h"
+#include "sim/sampled_response.h"
 #include "sim/tasks.h"
 #include "sim/unit.h"
 
@@ -44,6 +45,7 @@ struct VariantState {
   std::vector<SetMetrics> sets;        // [kv_heads]
   std::vector<double> score_truth;     // [kv_heads] or empty
   ProjectedError projected;
+  SampledResponse response;
 };
 
 /// Whether the policy can be asked what it would have kept had its window held the true decode queries.
@@ -55,7 +57,8 @@ class UnitReplay {
   UnitReplay(const LayerContext& layer, const UnitSettings& settings, BlockSource& source)
       : layer_(layer), g_(layer.geometry), settings_(settings), source_(source),
         row_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::row)),
-        layer_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::layer)), heads_(g_.kv_heads),
+        layer_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::layer)),
+        has_effects_(!metrics_of_level(settings.metrics, MetricInfo::Level::trace).empty()), heads_(g_.kv_heads),
         oracles_(g_.kv_heads), states_(settings.variants.size()) {
     for (const Variant* variant : settings.variants) {
       if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
@@ -72,7 +75,11 @@ class UnitReplay {
   bool judges_scores() const {
     return std::find(row_metrics_.begin(), row_metrics_.end(), "score_truth") != row_metrics_.end();
   }
-  bool projects() const { return !layer_metrics_.empty() && heads_hidden_ > 0; }
+  bool measures_layer() const { return !layer_metrics_.empty() && heads_hidden_ > 0; }
+  /// Whether errors are seen against the residual stream.
+  bool measures_relative() const { return has_effects_ && heads_hidden_ > 0 && !layer_.residual_norm.empty(); }
+  bool projects() const { return measures_layer() || measures_relative(); }
+  bool responds() const { return has_effects_ && samples_ > 0; }
   void load(std::size_t kv);
   void release(std::size_t kv) { heads_[kv] = HeadState(); }
   std::vector<StepRange> chunks() const;
@@ -88,6 +95,8 @@ class UnitReplay {
   void add_exact_projection(std::size_t kv, const ExactSteps& exact);
   void emit(std::size_t v, UnitResult& result);
   void emit_cell(std::size_t v, std::size_t budget, UnitResult& result);
+  void emit_layer_row(CellDistributions& cell, std::span<const double> squares, double resident, UnitResult& result);
+  void emit_effect(VariantState& state, const CellDistributions& cell, std::span<const double> squares, UnitResult& result);
   double row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes, double union_bytes) const;
   std::pair<double, double> resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const;
   /// Whether one of the variants changes what it keeps: then features stay while it is measured.
@@ -105,12 +114,13 @@ class UnitReplay {
   const UnitSettings& settings_;
   BlockSource& source_;
   std::vector<std::string> row_metrics_, layer_metrics_;
+  bool has_effects_ = false;  // metrics of a whole trace are chosen
   std::vector<HeadState> heads_;
   std::vector<HeadOracle> oracles_;
   std::vector<VariantState> states_;
   std::uint32_t most_window_ = 0;
   std::vector<std::uint32_t> budget_tokens_;
-  std::size_t heads_hidden_ = 0;
+  std::size_t heads_hidden_ = 0, samples_ = 0;
   Matrix<float> exact_projection_;  // [hidden, steps]
 };
 

@@ -42,6 +42,7 @@ LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordina
   context.rope_layout = trace.rope_layout;
   context.attention_scaling = layer.attention_scaling;
   context.element_bytes = size_of(trace.dtype);
+  context.residual_norm = layer.residual_norm;
   for (const Segment& segment : trace.segments) {
     const auto end = std::min<std::uint32_t>(segment.end, static_cast<std::uint32_t>(g.prompt));
     if (segment.kind == "evidence" && segment.begin < end) context.evidence.emplace_back(segment.begin, end);
@@ -78,9 +79,17 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
   return {};
 }
 
-BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer, bool project) {
+BlockRequest metrics_request(const LayerInfo& layer, std::span<const std::string> metrics) {
   BlockRequest request;
-  request.output_proj = project && layer.has_output_proj;
+  const bool effects = !metrics_of_level(metrics, MetricInfo::Level::trace).empty();
+  request.output_proj = layer.has_output_proj && ((effects && !layer.residual_norm.empty()) || !metrics_of_level(metrics, MetricInfo::Level::layer).empty());
+  if (effects) request.sensitivity_samples = layer.sensitivity_samples;
+  return request;
+}
+
+BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer,
+                           std::span<const std::string> metrics) {
+  BlockRequest request = metrics_request(layer, metrics);
   const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") != layer.attention_stats.end();
   for (const Variant* variant : variants) {
     if (!missing_need(*variant->policy, trace, layer).empty()) continue;
@@ -128,6 +137,7 @@ std::uint64_t block_bytes(const LayerGeometry& g, const BlockRequest& request, s
   if (request.attention_stats) elements += g.group * g.prompt * 3;
   if (request.query_stats) elements += g.group * g.key_dim * (g.key_dim + 1);
   if (request.output_proj) elements += g.group * g.value_dim * hidden;
+  elements += request.sensitivity_samples * g.value_dim * g.group * g.decode;
   if (request.second_pass) elements += g.group * g.prompt * g.second_pass.size();
   return elements * sizeof(float);
 }
@@ -162,8 +172,9 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
   sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
   if (request.output_proj) sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode);
+  sizes.projection += SampledResponse::bytes_needed(budgets, request.sensitivity_samples, g.decode);
   sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
-               (request.output_proj ? budgets * rows * g.value_dim * sizeof(float) : 0);
+               (request.output_proj || request.sensitivity_samples > 0 ? budgets * rows * g.value_dim * sizeof(float) : 0);
   // Changed keys and values of one unit, made in double, and the logits of a tile of rows.
   if (sizes.transforms) sizes.task += 4 * g.prompt * (g.key_dim + g.value_dim) * sizeof(float) + tokens * kTransformedTile * sizeof(double);
   sizes.heads = g.kv_heads * g.group * g.prompt * 2 * sizeof(float);

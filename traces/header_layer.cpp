@@ -1,6 +1,7 @@
 // One layer of a trace: shapes, query positions and what it holds besides keys, values and queries.
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "kernels/error.h"
 #include "traces/header.h"
@@ -37,6 +38,25 @@ std::vector<TokenIndex> read_query_positions(const h5::Group& group, const Seque
   return {found.begin(), found.end()};
 }
 
+std::uint32_t sample_count(const h5::Dataset& dataset) {
+  constexpr std::uint64_t kMost = 1u << 16;
+  const std::uint64_t samples = dataset.shape()[0];
+  if (samples == 0 || samples > kMost) throw UserError("{}: found {} samples, expected 1 to {}", dataset.where(), samples, kMost);
+  return static_cast<std::uint32_t>(samples);
+}
+
+/// Norms at the decode steps.
+std::vector<float> read_residual_norm(const h5::Dataset& dataset, const Sequence& sequence) {
+  const auto all = dataset.read<double>();
+  std::vector<float> norms;
+  for (std::size_t i = all.size() - sequence.decode; i < all.size(); ++i) {
+    if (!std::isfinite(all[i]) || all[i] <= 0)
+      throw UserError("{}: found {} at token {}, expected a finite number > 0", dataset.where(), all[i], i);
+    norms.push_back(static_cast<float>(all[i]));
+  }
+  return norms;
+}
+
 void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const Sequence& sequence,
                             LayerInfo& layer) {
   const std::uint64_t queries = layer.query_position.size(), own = sequence.own();
@@ -53,8 +73,9 @@ void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const
   layer.has_hidden = group.has("hidden");
   if (layer.has_hidden) layer.input_size = expect_rows(group.dataset("hidden"), own);
   layer.has_retention = check("retention", {root.num_kv_heads, own});
-  check("sensitivity", {kAny, heads, sequence.decode, root.value_dim});
-  check("residual_norm", {own});
+  if (check("sensitivity", {kAny, heads, sequence.decode, root.value_dim}))
+    layer.sensitivity_samples = sample_count(group.dataset("sensitivity"));
+  if (check("residual_norm", {own})) layer.residual_norm = read_residual_norm(group.dataset("residual_norm"), sequence);
 }
 
 /// Names of the datasets [Hq, T] below `folder`, each checked.

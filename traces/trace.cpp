@@ -13,7 +13,7 @@ std::size_t LayerInfo::prompt_queries(std::size_t prompt) const {
 
 std::uint64_t HeadBlock::bytes() const {
   std::uint64_t total = key.bytes() + value.bytes() + query.bytes() + query_mean.bytes() +
-                        query_covariance.bytes() + output_proj.bytes();
+                        query_covariance.bytes() + output_proj.bytes() + sensitivity.bytes();
   for (const auto* tables : {&attention_stats, &second_pass, &lookahead_query}) {
     for (const auto& [name, table] : *tables) total += table.bytes();
   }

@@ -29,6 +29,8 @@ struct LayerInfo {
   std::uint32_t hidden_size = 0;  // columns of output_proj, 0 without one
   std::uint32_t input_size = 0;   // columns of hidden, 0 without it
   bool has_retention = false;
+  std::uint32_t sensitivity_samples = 0;  // R of sensitivity, 0 without it
+  std::vector<float> residual_norm;       // [S] at the decode steps, each > 0, or empty
   bool has_query_stats = false;
   std::vector<std::string> attention_stats;  // names of the recorded per-key sums
   std::vector<std::string> second_pass;      // names of the statistics of a recorded second pass
@@ -105,6 +107,9 @@ struct HeadBlock {
   Matrix<float> query_covariance;                        // [group * d, d] or empty
   std::uint32_t query_stats_sinks = 0;
   Matrix<float> output_proj;  // [group * dv, hidden] rows of this head's group, or empty
+  /// [R * dv, group * S] or empty: sampled gradients of the log-likelihood with respect to the attention output;
+  /// row = sample * dv + component, column = head_in_group * S + step.
+  Matrix<float> sensitivity;
 
   std::uint64_t bytes() const;
 };

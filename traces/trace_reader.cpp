@@ -118,6 +118,21 @@ void read_output_proj(const Head& head, HeadBlock& block) {
   read_rows(dataset, {}, head.kv_head * rows, block.output_proj.view(), Finite::required, head.staging);
 }
 
+/// Stored as [R, Hq, S, dv]; steps go into columns, so that replays read all rows of a component side by side.
+void read_sensitivity(const Head& head, HeadBlock& block) {
+  const h5::Dataset dataset = head.group.dataset("sensitivity");
+  const std::uint64_t group = head.info.group(), steps = head.info.decode_len, dv = head.info.value_dim;
+  block.sensitivity = Matrix<float>(head.layer.sensitivity_samples * dv, group * steps);
+  Matrix<float> of_head(steps, dv);
+  for (std::uint64_t r = 0; r < head.layer.sensitivity_samples; ++r) {
+    for (std::uint64_t g = 0; g < group; ++g) {
+      read_rows(dataset, {r, head.first_query_head() + g}, 0, of_head.view(), Finite::required, head.staging);
+      for (std::uint64_t c = 0; c < dv; ++c)
+        for (std::uint64_t t = 0; t < steps; ++t) block.sensitivity(r * dv + c, g * steps + t) = of_head(t, c);
+    }
+  }
+}
+
 void check_tokens(const TraceInfo& info, std::uint64_t first, std::uint64_t count) {
   KVSIM_CHECK(first <= info.tokens() && count <= info.tokens() - first, "tokens {} + {} of {}", first, count,
               info.path);
@@ -159,6 +174,7 @@ HeadBlock TraceReader::read_head(std::size_t layer_ordinal, std::uint32_t kv_hea
   read_statistics(head, request, block);
   if (request.lookahead) block.lookahead_query = read_lookahead_queries(head, impl_->file);
   if (request.output_proj && layer.has_output_proj) read_output_proj(head, block);
+  if (request.sensitivity_samples > 0 && layer.sensitivity_samples > 0) read_sensitivity(head, block);
   return block;
 }
 

@@ -20,6 +20,7 @@ struct BlockRequest {
   bool output_proj = false;
   bool lookahead = false;    // pseudo queries of every first pass
   bool second_pass = false;  // statistics of the second pass
+  std::uint32_t sensitivity_samples = 0;  // all of them, as LayerInfo says, or none
 
   bool operator==(const BlockRequest&) const = default;
 };

@@ -45,7 +45,7 @@ UnitMemory plan_summaries(const PreparedRun& run, std::size_t trace, std::size_t
                           const std::vector<std::uint32_t>& variants, std::size_t budgets) {
   const TraceInfo& info = run.traces[trace].info();
   const std::vector<const Variant*> list = pointers(run, variants);
-  const BlockRequest request = block_request(list, info, info.layers[layer_ordinal], false);
+  const BlockRequest request = block_request(list, info, info.layers[layer_ordinal], {});
   UnitMemory memory = plan_memory(make_layer_context(info, layer_ordinal), request, list, budgets, 0, run.options.threads, run.options.memory);
   memory.hold = false;  // no head is needed twice
   return memory;
@@ -79,7 +79,7 @@ bool SummaryStore::load(std::size_t trace, const std::function<bool()>& layer_do
     for (std::size_t l = 0; l < reader.info().layers.size(); ++l) {
       settings.memory = plan_summaries(run_, trace, l, variants, budgets.size());
       const std::size_t batches = (variants.size() + settings.memory.variant_batch - 1) / settings.memory.variant_batch;
-      LayerSource source(reader, l, batches, block_request(settings.variants, reader.info(), reader.info().layers[l], false));
+      LayerSource source(reader, l, batches, block_request(settings.variants, reader.info(), reader.info().layers[l], {}));
       add_summaries(make_layer_context(reader.info(), l), settings, source, summaries);
       if (!layer_done()) {
         held_ = static_cast<std::size_t>(-1);

@@ -94,10 +94,10 @@ int plan_command(const Arguments& arguments) {
     std::vector<const Variant*> variants, stepwise;
     for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace)))
       (run.variants[v].stepwise ? stepwise : variants).push_back(&run.variants[v]);
-    const std::size_t hidden = run.projected_size(unit);
+    const std::size_t hidden = info.layers[unit.layer_ordinal].hidden_size;
     if (!stepwise.empty()) {
       const LayerInfo& layer = info.layers[unit.layer_ordinal];
-      const BlockRequest request = stepwise_block_request(stepwise, info, layer, hidden > 0);
+      const BlockRequest request = stepwise_block_request(stepwise, info, layer, description.metrics);
       memory = std::max(memory, plan_stepwise_memory(make_layer_context(info, unit.layer_ordinal), request, stepwise,
                                                      description.traces[unit.trace].budgets.size(), hidden, run.options.threads, run.options.memory).bytes);
       bytes += unit.bytes;
@@ -106,7 +106,7 @@ int plan_command(const Arguments& arguments) {
         continue;
       }
     }
-    const BlockRequest request = block_request(variants, info, info.layers[unit.layer_ordinal], hidden > 0);
+    const BlockRequest request = block_request(variants, info, info.layers[unit.layer_ordinal], description.metrics);
     const UnitMemory plan = plan_memory(make_layer_context(info, unit.layer_ordinal), request, variants,
                                         description.traces[unit.trace].budgets.size(), hidden, run.options.threads, run.options.memory);
     bytes += unit.bytes * plan.passes(variants.size());

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 
 #include "analysis/report.h"
 #include "kernels/error.h"
@@ -17,7 +18,9 @@ constexpr const char* kUsage =
     "       kvsim report --diff A B [--tolerance T]\n"
     "       kvsim report DIR... --compare SPEC_A SPEC_B\n\n"
     "Without options: a ranking of the variants at every budget by the main metrics. Several folders are "
-    "read as one.\n\n"
+    "read as one. Where the model itself has judged a run (DIR/closed.h5, written by kvsim-judge), its divergence kl and "
+    "top1_agreement come first, log_likelihood_change can be asked for, and a table shows how well each other figure "
+    "orders the policies.\n\n"
     "examples\n"
     "  kvsim report runs/a                                          rankings\n"
     "  kvsim report runs/a --budget 10% --sort set_consistency      one budget, another order\n"
@@ -28,6 +31,7 @@ constexpr const char* kUsage =
     "  kvsim report runs/a --at 'set_consistency>=0.95'             smallest measured budget that reaches "
     "it\n"
     "  kvsim report runs/a --compare h2o 'snapkv(window=32)'        paired differences\n"
+    "  kvsim report runs/a --y kl,predicted_kl --sort predicted_kl  the model's own divergence beside the prediction\n"
     "  kvsim report --diff runs/a runs/b                            exit code 1 when any number differs\n";
 
 po::options_description report_options() {
@@ -53,6 +57,8 @@ po::options_description report_options() {
       "condition on metrics: smallest measured budget that satisfies it");
   add("compare", po::value<std::vector<std::string>>()->composing(),
       "two variants: their paired differences, with intervals over traces");
+  add("closed", po::value<std::vector<std::string>>()->composing(),
+      "what kvsim-judge wrote (default: closed.h5 in every DIR)");
   add("diff", "compare two results, number by number");
   add("tolerance", po::value<double>()->default_value(0),
       "for --diff: |a - b| may be this times max(1, |a|, |b|)");
@@ -135,17 +141,32 @@ int show_difference(const std::vector<std::string>& folders, double tolerance) {
   return difference.differing == 0 ? kDone : kFoundSomething;
 }
 
-int show_report(const std::vector<std::string>& folders, ReportRequest request) {
+/// closed.h5 of every results folder that has one.
+std::vector<std::string> closed_files(const std::vector<std::string>& folders) {
+  namespace fs = std::filesystem;
+  std::vector<std::string> files;
+  for (const std::string& folder : folders) {
+    const fs::path path = (fs::is_directory(folder) ? fs::path(folder) : fs::path(folder).parent_path()) / "closed.h5";
+    if (fs::exists(path)) files.push_back(path.string());
+  }
+  return files;
+}
+
+int show_report(const std::vector<std::string>& folders, ReportRequest request, std::vector<std::string> closed) {
   std::vector<Results> all;
   for (const std::string& folder : folders) all.push_back(read_results(folder, needs_rows(request)));
-  const Results results = join_results(std::move(all));
+  Results results = join_results(std::move(all));
+  if (closed.empty()) closed = closed_files(folders);
+  if (!closed.empty() && add_closed_loop(results, closed) == 0)
+    throw UserError("{}: holds no cell of these results; run kvsim-judge again, or take the file away", fmt::join(closed, ", "));
   for (std::string& spec : request.compare) spec = label_from(spec, results);
   if (!request.at.empty() && !request.compare.empty())
     throw UserError("--at and --compare are two reports; ask for one");
   const std::string body = !request.compare.empty() ? compare_report(results, request)
                            : !request.at.empty()    ? knee_report(results, request)
                                                     : ranking_report(results, request);
-  fmt::print("{}{}", body, report_notes(results, request));
+  const bool tables = request.compare.empty() && request.at.empty();
+  fmt::print("{}{}{}", body, tables ? fidelity_report(results, request) : "", report_notes(results, request));
   return kDone;
 }
 
@@ -160,7 +181,8 @@ int report_command(const Arguments& arguments) {
   const auto folders = values["dir"].as<std::vector<std::string>>();
   try {
     if (values.count("diff") != 0) return show_difference(folders, values["tolerance"].as<double>());
-    return show_report(folders, request_from(values));
+    const auto closed = values.count("closed") != 0 ? values["closed"].as<std::vector<std::string>>() : std::vector<std::string>();
+    return show_report(folders, request_from(values), closed);
   } catch (const UnknownName& error) {
     const std::string nearest = nearest_name(error.word, error.candidates);
     if (nearest.empty()) throw;

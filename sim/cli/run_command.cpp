@@ -62,15 +62,15 @@ std::vector<const Variant*> variants_of(const PreparedRun& run, const Job& job) 
 void plan_job(const PreparedRun& run, Job& job) {
   const TraceInfo& info = run.traces[job.unit.trace].info();
   const std::vector<const Variant*> variants = variants_of(run, job);
-  const std::size_t hidden = run.projected_size(job.unit);
+  const std::size_t hidden = info.layers[job.unit.layer_ordinal].hidden_size;
   if (!variants.empty() && variants.front()->stepwise) {
     const LayerContext layer = make_layer_context(info, job.unit.layer_ordinal);
-    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal], hidden > 0);
+    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
     const StepwiseMemory memory = plan_stepwise_memory(layer, job.request, variants, job.budgets.size(), hidden, run.options.threads, run.options.memory);
     job.memory = {true, memory.step_chunk, variants.size(), memory.bytes};
     return;
   }
-  job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], hidden > 0);
+  job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
   job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), hidden,
                            run.options.threads, run.options.memory);
 }
@@ -144,6 +144,7 @@ UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& s
   renumber(result.rows);
   renumber(result.layer_rows);
   renumber(result.cells);
+  renumber(result.effects);
   renumber(result.kept);
   renumber(result.detail);
   for (Failure& failure : result.failures) failure.variant = job.variants[failure.variant];

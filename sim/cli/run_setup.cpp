@@ -226,13 +226,6 @@ std::vector<std::uint32_t> PreparedRun::served(std::uint32_t trace) const {
   return list;
 }
 
-std::size_t PreparedRun::projected_size(const UnitPlan& unit) const {
-  const auto& metrics = record.description.metrics;
-  if (std::find(metrics.begin(), metrics.end(), "projected_error") == metrics.end()) return 0;
-  const LayerInfo& layer = traces[unit.trace].info().layers[unit.layer_ordinal];
-  return layer.has_output_proj ? layer.hidden_size : 0;
-}
-
 Provenance provenance(const RunOptions& options, const std::string& ini) {
   Provenance p;
   p.tool_version = kVersion;

@@ -43,8 +43,6 @@ struct PreparedRun {
   bool refused(std::uint32_t trace, std::uint32_t variant) const;
   /// Variants that the trace can serve.
   std::vector<std::uint32_t> served(std::uint32_t trace) const;
-  /// Hidden size of the output projections of a layer, 0 where they are not recorded or not asked for.
-  std::size_t projected_size(const UnitPlan& unit) const;
 };
 
 /// Throws UserError for anything that cannot run; refusals of single variants are in the record.

@@ -64,6 +64,8 @@ void print_layers(const TraceInfo& t) {
     note(layer.has_hidden, "hidden");
     note(layer.has_retention, "retention");
     note(layer.has_query_stats, "query_stats");
+    if (layer.sensitivity_samples > 0) extras.push_back(fmt::format("sensitivity({} samples)", layer.sensitivity_samples));
+    note(!layer.residual_norm.empty(), "residual_norm");
     if (!layer.attention_stats.empty()) {
       extras.push_back(fmt::format("attention_stats({})", fmt::join(layer.attention_stats, ",")));
     }
@@ -127,6 +129,8 @@ void print_lacks(const TraceInfo& t) {
       "expected-attention policies need them or all queries (--stats)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_output_proj; }), "output_proj",
       "projected_error is undefined there (--output-proj)");
+  say(layers_with(t, [](const LayerInfo& l) { return l.sensitivity_samples > 0 && !l.residual_norm.empty(); }), "sensitivity",
+      "no predicted_kl (--sensitivity 8 --output-proj)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_hidden; }), "hidden",
       "gates can be computed only while recording (--hidden)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_retention; }), "retention",

@@ -1,7 +1,14 @@
 // The metrics that results may hold, in column order, with their formulas.
+#include <array>
+
 #include "sim/results.h"
 
 namespace kvsim {
+
+std::string_view level_name(MetricInfo::Level level) {
+  constexpr std::array<std::string_view, 3> kNames{"row", "layer", "trace"};
+  return kNames.at(static_cast<std::size_t>(level));
+}
 
 const std::vector<MetricInfo>& all_metrics() {
   using Level = MetricInfo::Level;
@@ -52,6 +59,19 @@ const std::vector<MetricInfo>& all_metrics() {
        "as resident_bytes with entries that several query heads of a group keep counted once", false, Level::row},
       {"projected_error", "relative", "relative error after the output projection, all heads of the layer together",
        "|sum_h W_h (o'_h - o_h)| / |sum_h W_h o_h| per step; where the trace holds output_proj", false, Level::layer},
+      {"predicted_kl", "nats", "predicted divergence of the model's next-token distribution",
+       "4.6 sum over the layers l with (l + 1) / L > 0.4 of (|sum_h W_h delta_h| / |residual stream after l|)^2, delta = o' - o, L = the model's layers; an empirical form (analysis/studies/fidelity.md); over the recorded layers, where all of them hold output_proj and residual_norm",
+       false, Level::trace},
+      {"predicted_kl_layers", "nats", "second-order divergence, layers taken one by one",
+       "sum over layers of 1/2 mean over samples r of (sum over heads of g_r.delta)^2, delta = o' - o, g_r = d log p(y_r) / d o of tokens y_r drawn from the full model's distribution; where the layers hold sensitivity",
+       false, Level::trace},
+      {"predicted_kl_quadratic", "nats", "second-order divergence", "1/2 mean over samples r of (sum over layers and heads of g_r.delta)^2", false, Level::trace},
+      {"predicted_kl_saturated", "nats", "second-order divergence, large values compressed", "log(1 + predicted_kl_quadratic)", false, Level::trace},
+      {"predicted_kl_linear", "nats", "first-order change of the log-likelihood, either way", "mean over samples r of |sum over layers and heads of g_r.delta|", false, Level::trace},
+      {"projected_sum", "norm", "projected errors, absolute, added up over the layers", "sum over layers of |sum_h W_h delta_h|; where they hold output_proj and residual_norm", false,
+       Level::trace},
+      {"residual_error", "relative", "projected errors against the residual stream, added up over the layers",
+       "sum over layers of |sum_h W_h delta_h| / |residual stream after the layer|; where they hold output_proj and residual_norm", false, Level::trace},
   };
   return metrics;
 }

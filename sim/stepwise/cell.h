@@ -48,6 +48,7 @@ class Cell {
 
   std::vector<CellRows> rows;              // [kv heads], of the current chunk
   std::vector<double> projected_squares;   // [steps so far]
+  std::vector<double> response;            // [samples * steps], see SampledResponse
   std::vector<std::uint64_t> evidence, distinct;  // [kv heads]
 
  private:

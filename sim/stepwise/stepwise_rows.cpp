@@ -5,6 +5,8 @@
 #include <limits>
 #include <optional>
 
+#include "sim/projection.h"
+#include "sim/sampled_response.h"
 #include "sim/selection.h"
 
 namespace kvsim {
@@ -100,6 +102,12 @@ void emit_cell(const EmitSettings& how, const Cell& cell, std::size_t variant, s
     result.rows.push_back(std::move(row));
   }
   if (!how.exact_squares.empty()) emit_layer_row(how, cell, resident, cells, result);
+  if (how.relative || !cell.response.empty()) {
+    const LayerGeometry& g = how.layer.geometry;
+    LayerEffect effect = start_effect(g, cells.variant, cells.budget, cell.response);
+    if (how.relative) set_norms(effect, cell.projected_squares, how.layer.residual_norm);
+    result.effects.push_back(std::move(effect));
+  }
   result.cells.push_back(std::move(cells));
 }
 

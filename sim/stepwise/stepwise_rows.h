@@ -11,7 +11,8 @@ void add_rows(const CellRows& rows, StepRange steps, std::size_t group, std::siz
 struct EmitSettings {
   const LayerContext& layer;
   const UnitSettings& settings;
-  std::span<const double> exact_squares;  // [steps]; empty where errors are not projected
+  std::span<const double> exact_squares;  // [steps]; empty where no metric of a layer is measured
+  bool relative = false;                  // errors are seen against the residual stream
 };
 
 /// Rows, distributions, kept sets and step details of one variant, all budgets.

@@ -45,9 +45,9 @@ std::string missing_step_need(const StepwisePolicy& policy, const TraceInfo& tra
   return {};
 }
 
-BlockRequest stepwise_block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer, bool project) {
-  BlockRequest request;
-  request.output_proj = project && layer.has_output_proj;
+BlockRequest stepwise_block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer,
+                                    std::span<const std::string> metrics) {
+  BlockRequest request = metrics_request(layer, metrics);
   for (const Variant* variant : variants) {
     const StepwisePolicy& policy = *variant->stepwise;
     if (!missing_step_need(policy, trace, layer).empty()) continue;
@@ -73,6 +73,7 @@ StepwiseMemory plan_stepwise_memory(const LayerContext& layer, const BlockReques
   std::uint64_t block = (tokens * (g.key_dim + g.value_dim) + queries * g.key_dim) * sizeof(float);
   if (request.attention_stats) block += g.group * g.prompt * sizeof(float) * 3;
   if (request.output_proj) block += g.group * g.value_dim * hidden * sizeof(float);
+  block += request.sensitivity_samples * g.value_dim * g.group * g.decode * sizeof(float);
   // A cell: positions, lanes, times of eviction, and a state of a few numbers per query head and token.
   std::uint64_t cells = 0, tile = 0;
   for (const Variant* variant : variants) {
@@ -83,9 +84,10 @@ StepwiseMemory plan_stepwise_memory(const LayerContext& layer, const BlockReques
     tile = std::max(tile, g.kv_heads * g.prompt * round_up(g.group * rows, kRowPad) * sizeof(float));
   }
   cells *= budgets + 1;
+  cells += budgets * variants.size() * request.sensitivity_samples * g.decode * sizeof(double);
   const std::uint64_t panel = tokens * (g.group * 16 * (2 * sizeof(float) + 4) + g.value_dim * sizeof(float)) + tokens * g.group * 4 * sizeof(float);
   const auto need = [&](std::size_t chunk) {
-    const std::uint64_t values = g.kv_heads * g.group * chunk * (8 + (request.output_proj ? g.value_dim : 0)) * sizeof(float);
+    const std::uint64_t values = g.kv_heads * g.group * chunk * (8 + (request.output_proj || request.sensitivity_samples > 0 ? g.value_dim : 0)) * sizeof(float);
     return kBase + (g.kv_heads + 2) * block + std::max<std::uint64_t>(g.kv_heads * ExactHead::bytes_needed(g, chunk), tile) + cells +
            static_cast<std::uint64_t>(threads) * (panel + values * (variants.empty() ? 1 : budgets) + hidden * chunk * sizeof(float) * 2);
   };

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "kernels/error.h"
+#include "sim/sampled_response.h"
 #include "sim/stepwise/prefill.h"
 #include "sim/stepwise/stepwise_rows.h"
 #include "sim/tasks.h"
@@ -48,7 +49,12 @@ class StepwiseReplay {
   std::vector<double> projected_squares(std::span<const MatrixView<const float>> vectors, std::size_t steps) const;
   void project(Cell& cell, const Chunk& chunk) const;
   void project_exact(const Chunk& chunk);
-  bool projects() const { return hidden_ > 0 && !metrics_of_level(settings_.metrics, MetricInfo::Level::layer).empty(); }
+  void respond(Cell& cell, const Chunk& chunk) const;
+  bool measures_layer() const { return hidden_ > 0 && !metrics_of_level(settings_.metrics, MetricInfo::Level::layer).empty(); }
+  bool has_effects() const { return !metrics_of_level(settings_.metrics, MetricInfo::Level::trace).empty(); }
+  bool measures_relative() const { return hidden_ > 0 && has_effects() && !layer_.residual_norm.empty(); }
+  bool projects() const { return measures_layer() || measures_relative(); }
+  bool responds() const { return has_effects() && !blocks_[0].sensitivity.empty(); }
 
   const LayerContext& layer_;
   const LayerGeometry& g_;
@@ -104,6 +110,14 @@ void StepwiseReplay::project(Cell& cell, const Chunk& chunk) const {
   cell.projected_squares.insert(cell.projected_squares.end(), squares.begin(), squares.end());
 }
 
+void StepwiseReplay::respond(Cell& cell, const Chunk& chunk) const {
+  const std::size_t samples = blocks_[0].sensitivity.rows() / g_.value_dim;
+  cell.response.resize(samples * g_.decode, 0.0);
+  for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
+    add_sampled_response(blocks_[kv].sensitivity.view(), cell.rows[kv].delta.view(), g_.group, g_.decode, chunk.steps, g_.decode,
+                         std::span(cell.response).subspan(chunk.steps.first));
+}
+
 void StepwiseReplay::project_exact(const Chunk& chunk) {
   std::vector<MatrixView<const float>> vectors;
   for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) vectors.push_back(chunk.heads[kv]->outputs(blocks_[kv]));
@@ -113,7 +127,7 @@ void StepwiseReplay::project_exact(const Chunk& chunk) {
 
 void StepwiseReplay::run_cells(std::span<Cell> cells, std::size_t variant, std::size_t first_budget, const Chunk& chunk) {
   for (Cell& cell : cells)
-    for (CellRows& rows : cell.rows) rows.reset(g_.group * chunk.steps.count, g_.value_dim, projects());
+    for (CellRows& rows : cell.rows) rows.reset(g_.group * chunk.steps.count, g_.value_dim, projects() || responds());
   const std::size_t end = chunk.steps.first + chunk.steps.count;
   for (std::size_t at = chunk.steps.first; at < end; at += kStepBlock) {
     const StepRange tile{at, std::min(kStepBlock, end - at)};
@@ -129,13 +143,14 @@ void StepwiseReplay::run_cells(std::span<Cell> cells, std::size_t variant, std::
     for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
       add_rows(cells[c].rows[kv], chunk.steps, g_.group, first_budget + c, measures_[variant][kv]);
     if (projects()) project(cells[c], chunk);
+    if (responds()) respond(cells[c], chunk);
     cells[c].close_views();
     for (CellRows& rows : cells[c].rows) rows = CellRows();
   }
 }
 
 void StepwiseReplay::run_chunk(const Chunk& chunk) {
-  if (projects()) project_exact(chunk);
+  if (measures_layer()) project_exact(chunk);
   struct Task {
     std::size_t variant, first, count;
   };
@@ -189,7 +204,7 @@ UnitResult StepwiseReplay::run() {
       result.failures.push_back({static_cast<std::uint32_t>(v), variants_[v].failure});
       continue;
     }
-    emit_variant({layer_, settings_, exact_squares_}, v, variants_[v], measures_[v], result);
+    emit_variant({layer_, settings_, exact_squares_, measures_relative()}, v, variants_[v], measures_[v], result);
   }
   std::stable_sort(result.rows.begin(), result.rows.end(), [](const ResultRow& a, const ResultRow& b) { return a.kv_head < b.kv_head; });
   result.perf = {{"prefill_s", prefill}, {"exact_s", exact}, {"stepwise_s", seconds(start) - prefill - exact}};

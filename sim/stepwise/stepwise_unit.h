@@ -24,7 +24,8 @@ struct StepwiseMemory {
 std::string missing_step_need(const StepwisePolicy& policy, const TraceInfo& trace, const LayerInfo& layer);
 
 /// Union of what the variants read of every head. All have `stepwise`.
-BlockRequest stepwise_block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer, bool project);
+BlockRequest stepwise_block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer,
+                                    std::span<const std::string> metrics);
 
 /// Throws UserError with the number needed when nothing fits into `limit` bytes.
 StepwiseMemory plan_stepwise_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,

@@ -67,6 +67,16 @@ TEST(PartFile, GivesEveryFieldBackToTheLastBit) {
       expect_same_bits({a.sum, a.min, a.max}, {b.sum, b.min, b.max});
     }
   }
+  ASSERT_EQ(back.effects.size(), unit.effects.size());
+  for (std::size_t i = 0; i < unit.effects.size(); ++i) {
+    const LayerEffect &a = unit.effects[i], &b = back.effects[i];
+    EXPECT_EQ(std::pair(a.variant, a.budget), std::pair(b.variant, b.budget));
+    EXPECT_EQ(a.samples, b.samples);
+    EXPECT_EQ(a.depth, b.depth);
+    EXPECT_EQ(a.response, b.response);
+    EXPECT_EQ(a.projected, b.projected);
+    EXPECT_EQ(a.relative, b.relative);
+  }
   ASSERT_EQ(back.failures.size(), 1u);
   EXPECT_EQ(back.failures[0].message, "NaN in head 1");
   ASSERT_EQ(back.kept.size(), unit.kept.size());

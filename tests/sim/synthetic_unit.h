@@ -22,13 +22,25 @@ struct Shape {
   std::uint32_t window = 0;
   double softcap = 0;
   std::size_t hidden = 0;  // of the output projection, 0 = none
+  std::size_t samples = 0;  // of recorded sensitivities, 0 = none
   std::uint32_t lookahead = 0;  // pseudo queries of each of two first passes, 0 = none
   double sharpness = 1.0;  // factor on the logits
   std::uint64_t seed = 1;
 };
 
+/// Norms of a residual stream at the decode steps.
+inline std::span<const float> residual_norms(std::size_t steps) {
+  static const std::vector<float> norms = [] {
+    std::vector<float> list(256);
+    for (std::size_t t = 0; t < list.size(); ++t) list[t] = 3.0f + 0.25f * static_cast<float>(t % 7);
+    return list;
+  }();
+  return std::span(norms).first(steps);
+}
+
 inline LayerContext make_layer(const Shape& shape) {
   LayerContext layer;
+  layer.residual_norm = residual_norms(shape.decode);
   LayerGeometry& g = layer.geometry;
   g.layer = 3;
   g.model_layers = 6;
@@ -83,6 +95,11 @@ inline std::vector<HeadBlock> make_blocks(const Shape& shape) {
       block.output_proj = Matrix<float>(shape.group * shape.value_dim, shape.hidden);
       for (std::size_t i = 0; i < block.output_proj.rows(); ++i)
         for (std::size_t c = 0; c < shape.hidden; ++c) block.output_proj(i, c) = noise();
+    }
+    if (shape.samples > 0) {
+      block.sensitivity = Matrix<float>(shape.samples * shape.value_dim, shape.group * shape.decode);
+      for (std::size_t i = 0; i < block.sensitivity.rows(); ++i)
+        for (std::size_t c = 0; c < block.sensitivity.cols(); ++c) block.sensitivity(i, c) = noise();
     }
     for (const char* pass : {"snapkv-8", "snapkv-32"}) {
       if (shape.lookahead == 0) break;

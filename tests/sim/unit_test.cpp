@@ -265,6 +265,7 @@ TEST(ReplayUnit, MeetsRowsBelowTheRecallFloor) {
 TEST(ReplayUnit, GivesTheSameBitsHeldStreamedAndForAnyThreads) {
   Shape shape;
   shape.hidden = 20;
+  shape.samples = 3;
   shape.decode = 50;
   const std::vector<std::string> specs{"full", "random", "oracle_topk", "snapkv(window=16,unit=query)", "ada(score=snapkv(window=16))", "tova", "h2o",
                                        "test_orders", "test_orders(unit=query)"};
@@ -275,6 +276,8 @@ TEST(ReplayUnit, GivesTheSameBitsHeldStreamedAndForAnyThreads) {
     const UnitResult result = sweep.run(shape);
     std::vector<double> list;
     for (const ResultRow& row : result.rows) list.insert(list.end(), row.values.begin(), row.values.end());
+    for (const LayerEffect& effect : result.effects)
+      for (const auto* numbers : {&effect.response, &effect.projected, &effect.relative}) list.insert(list.end(), numbers->begin(), numbers->end());
     for (const LayerRow& row : result.layer_rows) list.insert(list.end(), row.values.begin(), row.values.end());
     for (const StepDetail& detail : result.detail) list.insert(list.end(), detail.steps.begin(), detail.steps.end());
     for (const CellDistributions& cell : result.cells)

@@ -217,6 +217,7 @@ TEST(StepwiseUnit, GivesTheSameBitsForAnyChunkOfSteps) {
   Shape shape;
   shape.decode = 53;
   shape.hidden = 8;
+  shape.samples = 2;
   const auto values = [&](std::size_t chunk) {
     StepSweep sweep({"decode:streaming_llm", "decode:h2o(unit=query)", "decode:tova"}, {7, 33});
     sweep.settings.memory.step_chunk = chunk;
@@ -225,6 +226,8 @@ TEST(StepwiseUnit, GivesTheSameBitsForAnyChunkOfSteps) {
     for (const ResultRow& row : result.rows)
       for (const double value : row.values) list.push_back(std::isnan(value) ? -1 : value);
     for (const LayerRow& row : result.layer_rows) list.push_back(row.values[0]);
+    for (const LayerEffect& effect : result.effects)
+      for (const auto* numbers : {&effect.response, &effect.relative}) list.insert(list.end(), numbers->begin(), numbers->end());
     return list;
   };
   const std::vector<double> expected = values(53);

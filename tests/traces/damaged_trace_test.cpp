@@ -157,6 +157,23 @@ std::vector<Damage> dataset_damages() {
          promise(f, "layers/000/output_proj", {32, 1ull << 50}, H5T_IEEE_F32LE);
        },
        "/layers/000/output_proj: found 0 stored bytes"},
+      {"no samples of sensitivities",
+       [](h5::File& f) {
+         f.create_dataset("layers/000/sensitivity", h5::Element::float32, {0, 4, 8, 8});
+       },
+       "/layers/000/sensitivity: found 0 samples, expected 1 to 65536"},
+      {"sensitivities of too few steps",
+       [](h5::File& f) {
+         f.create_dataset("layers/000/sensitivity", h5::Element::float32, {2, 4, 7, 8});
+       },
+       "/layers/000/sensitivity: found the shape [2, 4, 7, 8]"},
+      {"a residual stream of norm 0",
+       [](h5::File& f) {
+         std::vector<float> norms(56, 1.0f);
+         norms[55] = 0.0f;
+         f.write_column("layers/000/residual_norm", norms);
+       },
+       "/layers/000/residual_norm: found 0 at token 55, expected a finite number > 0"},
       {"huge positions",
        [](h5::File& f) { promise(f, "layers/000/query_position", {1ull << 40}, H5T_STD_I32LE); },
        "/layers/000/query_position: found 0 stored bytes"},

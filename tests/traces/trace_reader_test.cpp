@@ -61,6 +61,12 @@ TraceHeader header_for(const Geometry& g) {
   return header;
 }
 
+std::vector<float> norms(std::uint64_t tokens) {
+  std::vector<float> list(tokens);
+  for (std::uint64_t i = 0; i < tokens; ++i) list[i] = 1.5f + static_cast<float>(i);
+  return list;
+}
+
 /// Layers 3 and 17 of a model of 40; the second has a sliding window and a scale of its own.
 void write_trace(const std::string& path, const Geometry& g) {
   TraceWriter writer(path, header_for(g));
@@ -79,6 +85,9 @@ void write_trace(const std::string& path, const Geometry& g) {
         tensor(layer + 2, g.query_heads, first, queries, g.head_dim));
     put(writer, at + "/output_proj", g.dtype, {g.query_heads * g.value_dim, 5},
         tensor(layer + 3, 1, 0, g.query_heads * g.value_dim, 5));
+    put(writer, at + "/sensitivity", g.dtype, {2, g.query_heads, g.decode, g.value_dim},
+        tensor(layer + 4, 2 * g.query_heads, 0, g.decode, g.value_dim));
+    writer.root().write_column(at + "/residual_norm", norms(tokens));
     put(writer, at + "/attention_stats/sum", DType::float32, {g.query_heads, g.prompt},
         tensor(9, 1, 0, g.query_heads, g.prompt));
     put(writer, at + "/query_stats/mean", DType::float32, {g.query_heads, g.head_dim},
@@ -121,7 +130,11 @@ TEST_P(TraceReaderGeometry, GivesBackWhatWasWritten) {
   EXPECT_EQ(info.layers[0].prompt_queries(g.prompt), g.window);
   ASSERT_EQ(info.segments.size(), 2u);
   EXPECT_EQ(info.segments[1].kind, "evidence");
+  EXPECT_EQ(info.layers[1].sensitivity_samples, 2u);
+  const std::vector<float> all_norms = norms(g.prompt + g.decode);
+  EXPECT_EQ(info.layers[1].residual_norm, std::vector<float>(all_norms.end() - static_cast<std::ptrdiff_t>(g.decode), all_norms.end()));
   BlockRequest request;
+  request.sensitivity_samples = 2;
   request.all_queries = request.attention_stats = request.query_stats = request.output_proj = true;
   const std::uint64_t queries = g.window + g.decode, group = info.group();
   for (std::size_t l = 0; l < 2; ++l) {
@@ -138,6 +151,12 @@ TEST_P(TraceReaderGeometry, GivesBackWhatWasWritten) {
                     0);
       }
       expect_rows(block.output_proj.view(), which + 3, 0, h * group * g.value_dim);
+      ASSERT_EQ(block.sensitivity.rows(), 2 * g.value_dim);
+      ASSERT_EQ(block.sensitivity.cols(), group * g.decode);
+      for (std::uint64_t r = 0; r < 2; ++r)
+        for (std::uint64_t c = 0; c < g.value_dim; ++c)
+          for (std::uint64_t i = 0; i < group * g.decode; ++i)
+            ASSERT_EQ(block.sensitivity(r * g.value_dim + c, i), value_at(which + 4, r * g.query_heads + h * group + i / g.decode, i % g.decode, c));
       expect_rows(block.attention_stats.at("sum").view(), 9, 0, h * group);
       expect_rows(block.query_mean.view(), 10, 0, h * group);
       EXPECT_EQ(block.query_stats_sinks, l == 1 ? 4u : 0u);
@@ -165,6 +184,7 @@ TEST(TraceReader, GivesTheLastPromptQueriesThatAreAskedFor) {
   expect_rows(block.query.view().rows_from(0, 5), 5, 2, 10);
   expect_rows(block.query.view().rows_from(5, 5), 5, 3, 10);
   EXPECT_TRUE(block.output_proj.empty());
+  EXPECT_TRUE(block.sensitivity.empty());
   EXPECT_TRUE(block.attention_stats.empty());
   request.prompt_queries = 6;
   expect_contains(user_error([&] { reader.read_head(0, 0, request); }),
