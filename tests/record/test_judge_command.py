@@ -143,6 +143,8 @@ def test_without_a_terminal_it_says_how_far_it_is(folder, model_folder, judge, b
     (["--budgets", "77"], "--budgets 77: no cell of kept.h5 that can be judged fits"),
     (["--variant", "mine_kv(a=2)"], "no cell of kept.h5 that can be judged fits"),
     (["--device", "tpu"], "auto, cpu, cuda"),
+    (["-o", "nowhere/closed.h5"], "nowhere: no such folder; make it or choose another -o"),
+    (["-o", "closed.csv"], "-o closed.csv: names the HDF5 file"),
     (["--trace", "no.h5"], "--trace no.h5: cannot be read as HDF5"),
 ])
 def test_wrong_options_are_one_line(options, message, folder, model_folder, judge, capsys):

@@ -44,7 +44,7 @@ def _judge(args, replay) -> None:
     session = Session(args, replay, cells, out, progress)
     session.run()
     _report(session, cells, figures)
-    progress.say(f"wrote {out} and {out.with_suffix('.csv').name}: {len(session.closed.cells)} cells")
+    progress.say(f"wrote {out} and {out.with_suffix('.csv').name}: {len(session.closed.cells)} cell{'s' if len(session.closed.cells) > 1 else ''}")
 
 
 def _report(session, cells, figures) -> None:

@@ -35,6 +35,8 @@ class Session:
             self._progress.say("every cell is finished already")
             return
         loaded = self._load()
+        if self.generating and any(cell.policy.startswith("decode:") for cell in self._cells):
+            self._progress.say("no text from decode: policies: what they evict is known for the recorded answer alone")
         self._progress.phase("judge", len(left), "cell")
         try:
             for name, recorded in self._recorded.items():
@@ -84,6 +86,10 @@ class Session:
         return names[0]
 
     def _continue(self) -> Closed:
+        if not self._out.parent.is_dir():
+            raise RecordError(f"{self._out.parent}: no such folder; make it or choose another -o")
+        if self._out.suffix == ".csv":
+            raise RecordError(f"-o {self._out}: names the HDF5 file; the table of the same name with .csv comes beside it")
         model, found = self._model(), read(self._out)
         if found is None:
             return Closed(model, self._dtype, int(self._replay.kept.attrs.get("seed", 0)))
