@@ -38,6 +38,7 @@ const std::set<std::string> kReadFiles{"expected_attention_stats", "external", "
 /// A layer that holds everything that any policy may ask for.
 Shape complete(Shape shape = {}) {
   shape.hidden = 7;
+  shape.samples = 2;
   shape.lookahead = 8;
   return shape;
 }
@@ -272,6 +273,16 @@ TEST_P(EveryPolicy, FullBudgetGivesNoErrorAndFullConsistency) {
       EXPECT_EQ(row.values[sweep.metric("set_consistency")], 1.0);
     }
   }
+  // No error, so nothing of it goes downstream.
+  const PolicyTraits& traits = sweep.variants[0].policy->traits();
+  ASSERT_EQ(result.effects.size(), 2u);
+  for (const LayerEffect& effect : result.effects) {
+    ASSERT_EQ(effect.response.size(), effect.samples * complete().decode);
+    ASSERT_EQ(effect.relative.size(), complete().decode);
+    if (traits.transforms || traits.own_size) continue;
+    for (const float value : effect.response) EXPECT_LT(std::abs(value), 1e-5f);
+    for (const float value : effect.relative) EXPECT_LT(value, 1e-5f);
+  }
 }
 
 TEST_P(EveryPolicy, NeverKeepsMoreMassThanTheStepOracle) {
@@ -293,8 +304,13 @@ TEST_P(EveryPolicy, GivesTheSameBitsForAnyThreadsAndRepeats) {
     omp_set_num_threads(threads);
     Sweep sweep({GetParam(), "knorm", "random(seed=3)"}, {9, 64});
     std::vector<std::pair<double, double>> list;
-    for (const ResultRow& row : sweep.run(complete()).rows)
+    const UnitResult result = sweep.run(complete());
+    for (const ResultRow& row : result.rows)
       for (const double value : row.values) list.emplace_back(std::isnan(value) ? -1.0 : value, row.resident_tokens);
+    for (const LayerEffect& effect : result.effects) {
+      for (const float value : effect.response) list.emplace_back(value, effect.budget);
+      for (const float value : effect.relative) list.emplace_back(value, effect.budget);
+    }
     return list;
   };
   const auto expected = values(1);

@@ -43,8 +43,17 @@ TEST_P(EveryStepwisePolicy, HasNoErrorAndNoMissWhereEverythingFits) {
   const std::unique_ptr<StepwisePolicy>& policy = sweep.variants[0].stepwise;
   if (!policy->bounded()) GTEST_SKIP() << "chooses its own size";
   if (policy->removal() == Removal::mask) GTEST_SKIP() << "the authors' masks hide a token whatever fits";
-  const UnitResult result = sweep.run({});
+  Shape shape;
+  shape.hidden = 20;
+  shape.samples = 2;
+  const UnitResult result = sweep.run(shape);
   ASSERT_TRUE(result.failures.empty()) << result.failures.front().message;
+  ASSERT_EQ(result.effects.size(), 2u);
+  for (const LayerEffect& effect : result.effects) {
+    ASSERT_EQ(effect.response.size(), 2 * shape.decode);
+    for (const float value : effect.response) EXPECT_LT(std::abs(value), 1e-5f);
+    for (const float value : effect.relative) EXPECT_LT(value, 1e-5f);
+  }
   for (const ResultRow& row : result.rows) {
     EXPECT_EQ(row.evicted, 0.0);
     EXPECT_EQ(row.values[sweep.metric("miss_rate_99")], 0.0);
@@ -101,8 +110,14 @@ TEST_P(EveryStepwisePolicy, GivesTheSameBitsForAnyThreadsAndChunks) {
     if (GetParam() == "decode:streaming_llm") sweep = StepSweep({GetParam()}, {9, 33});
     sweep.settings.memory.step_chunk = chunk;
     std::vector<double> list;
-    for (const ResultRow& row : sweep.run({}).rows)
+    Shape shape;
+    shape.hidden = 20;
+    shape.samples = 2;
+    const UnitResult result = sweep.run(shape);
+    for (const ResultRow& row : result.rows)
       for (const double value : row.values) list.push_back(std::isnan(value) ? -1.0 : value);
+    for (const LayerEffect& effect : result.effects)
+      for (const auto* numbers : {&effect.response, &effect.relative}) list.insert(list.end(), numbers->begin(), numbers->end());
     return list;
   };
   const std::vector<double> expected = values(1, 0);
