@@ -180,9 +180,9 @@ def test_the_digest_covers_sensitivities_and_norms(run):
             file.attrs["digest"] = file_digest(file)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "neox", "bigcode"])
-def test_residual_norms_are_those_of_the_blocks_outputs(kind, run, model_folder):
-    code, path = run(kind, "--sensitivity", "1")
+@pytest.mark.parametrize("kind,option", [("llama", "--sensitivity=1"), ("gemma3", "--sensitivity=1"), ("neox", "--output-proj"), ("bigcode", "--output-proj")])
+def test_residual_norms_are_those_of_the_blocks_outputs(kind, option, run, model_folder):
+    code, path = run(kind, option)
     assert code == 0
     trace = Trace(path)
     _, _, outcome = model_run(model_folder(kind), trace.ids)

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
                    help="all, or window:N for the last N prompt tokens and the decoded ones (default: all)")
     g.add_argument("--stats", action="store_true", help="sums over the prompt's attention and queries, so that h2o, "
                    "expected_attention and their kin run on windowed recordings")
-    g.add_argument("--output-proj", metavar="LAYERS", nargs="?", const="all", help="output projections (of these layers), for projected errors")
+    g.add_argument("--output-proj", metavar="LAYERS", nargs="?", const="all", help="output projections (of these layers) and norms of the residual stream, for projected errors and predicted_kl")
     g.add_argument("--hidden", action="store_true", help="inputs of the attention blocks, after their norm (large), so that gates can be tried later")
     g.add_argument("--final-hidden", action="store_true", help="the last layer's output after the final norm, for policies that compare sentences")
     g.add_argument("--retention-gates", metavar="FILE", help="gates of safetensors or .npz (traces/FORMAT.md): each token's learned "

@@ -41,6 +41,10 @@ class Plan:
     def group(self, layer: int) -> str:
         return f"/layers/{layer:03d}"
 
+    def has_norm(self, layer: Layer) -> bool:
+        """Whether the norm of the residual stream after the layer is recorded: errors of its output are seen against it."""
+        return layer.block is not None and (self.options.sensitivity > 0 or layer.index in self.projections)
+
     def streamed(self) -> dict[str, tuple[tuple, str]]:
         """Path -> (shape, element type) of what is written while the model runs."""
         total, rows = self.prompt + self.decode, self.prompt + self.decode - self.first_query
@@ -52,7 +56,7 @@ class Plan:
                 found[f"{at}/attention"] = ((layer.query_heads, rows, total), "float32")
             if self.options.hidden:
                 found[f"{at}/hidden"] = ((total, self.hidden_size), self.dtype)
-            if self.options.sensitivity:
+            if self.has_norm(layer):
                 found[f"{at}/residual_norm"] = ((total,), "float32")
             if layer.index in self.gates:
                 found[f"{at}/retention"] = ((layer.kv_heads, total), "float32")

@@ -169,8 +169,7 @@ class Recorder:
             return write
 
         hooks = []
-        if options.sensitivity:
-            hooks += [layer.block.register_forward_hook(after(layer.index)) for layer in self.plan.layers]
+        hooks += [layer.block.register_forward_hook(after(layer.index)) for layer in self.plan.layers if self.plan.has_norm(layer)]
         if options.hidden or gates:
             hooks += [layer.module.register_forward_pre_hook(before(layer.index), with_kwargs=True) for layer in self.plan.layers]
         if options.final_hidden:
