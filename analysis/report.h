@@ -1,6 +1,7 @@
 // Reports on finished runs: rankings, curves, knees, paired comparisons and differences, as text.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -24,6 +25,21 @@ struct ReportRequest {
 
 /// True when the request needs /rows and /layer_rows beside the summary.
 bool needs_rows(const ReportRequest& request);
+
+/// Adds what kvsim-judge found (closed.h5 files) as metrics kl, top1_agreement and log_likelihood_change of
+/// level "trace": columns of /summary, undefined in cells that were not judged. Returns how many judged cells
+/// the results hold; with none, nothing is added. Throws UserError for damaged files and for another
+/// recording of a trace than the one replayed.
+std::size_t add_closed_loop(Results& results, const std::vector<std::string>& paths);
+/// True for the metrics that add_closed_loop adds.
+bool is_closed_loop(const std::string& metric);
+
+/// Rank correlation (Spearman, ties share their mean rank) over the places where both are defined; NaN for
+/// fewer than three of them, or where one side is constant.
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b);
+/// How well each open-loop metric orders the judged cells as the model's divergence does; empty where nothing
+/// was judged, for CSV, and for reports per layer or KV head.
+std::string fidelity_report(const Results& results, const ReportRequest& request);
 
 /// Rankings per budget, or with x a table along it. Throws UserError for unknown names (UnknownName), empty
 /// selections and conditions that do not fit.

@@ -98,7 +98,9 @@ void check_budgets(const Results& results, const std::string& list) {
 
 }  // namespace
 
-bool per_unit(const ReportRequest& request) { return names_layers(request, "layer") || names_layers(request, "kv_head"); }
+bool per_unit(const ReportRequest& request) {
+  return names_layers(request, "layer") || names_layers(request, "kv_head");
+}
 
 std::vector<std::string> main_metrics(const Results& results, const ReportRequest& request) {
   std::vector<std::string> names;
@@ -113,8 +115,8 @@ std::vector<std::string> main_metrics(const Results& results, const ReportReques
            std::any_of(column->numbers.begin(), column->numbers.end(),
                        [](double value) { return !std::isnan(value); });
   };
-  for (const char* name : {"kl", "top1_agreement", "predicted_kl", "output_error", "projected_error", "attention_recall", "query_consistency",
-                           "set_consistency", "miss_rate"}) {
+  for (const char* name : {"kl", "top1_agreement", "predicted_kl", "output_error", "projected_error",
+                           "attention_recall", "query_consistency", "set_consistency", "miss_rate"}) {
     if (defined(name)) names.emplace_back(name);
   }
   if (names.empty()) {
@@ -130,9 +132,7 @@ std::string estimate_text(const Estimate& estimate) {
                      short_number(estimate.high));
 }
 
-bool needs_rows(const ReportRequest& request) {
-  return !request.compare.empty() || per_unit(request);
-}
+bool needs_rows(const ReportRequest& request) { return !request.compare.empty() || per_unit(request); }
 
 ReportQuery::ReportQuery(const Results& results, const ReportRequest& request)
     : results_(results),

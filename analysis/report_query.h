@@ -62,8 +62,12 @@ class ReportQuery {
   Bootstrap bootstrap_;
 };
 
-/// Main metrics that a report shows when none is asked for, without those that are undefined everywhere.
-std::vector<std::string> main_metrics(const Results& results);
+/// Main metrics that a report shows when none is asked for, without those that are undefined everywhere, and
+/// without those of a whole trace where the request goes by layer or KV head. What the model itself said
+/// comes first, so it ranks.
+std::vector<std::string> main_metrics(const Results& results, const ReportRequest& request);
+/// True when the request goes by layer or KV head.
+bool per_unit(const ReportRequest& request);
 
 /// "0.1234", or "0.1234 [0.11, 0.13]" where there is an interval.
 std::string estimate_text(const Estimate& estimate);

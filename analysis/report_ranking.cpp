@@ -263,7 +263,7 @@ std::string ranking_report(const Results& results, const ReportRequest& request)
   };
   const bool measured_x = !x.empty() && !is_key(x);
   if (measured_x) query.add_measure(x);
-  for (const std::string& name : request.y.empty() ? main_metrics(results) : request.y)
+  for (const std::string& name : request.y.empty() ? main_metrics(results, request) : request.y)
     query.add_measure(name);
   if (request.y.empty() && x.empty() && request.format != TableFormat::csv)
     query.add_measure("resident_tokens");

@@ -18,8 +18,10 @@ constexpr const char* kUsage =
     "       kvsim report --diff A B [--tolerance T]\n"
     "       kvsim report DIR... --compare SPEC_A SPEC_B\n\n"
     "Without options: a ranking of the variants at every budget by the main metrics. Several folders are "
-    "read as one. Where the model itself has judged a run (DIR/closed.h5, written by kvsim-judge), its divergence kl and "
-    "top1_agreement come first, log_likelihood_change can be asked for, and a table shows how well each other figure "
+    "read as one. Where the model itself has judged a run (DIR/closed.h5, written by kvsim-judge), its "
+    "divergence kl and "
+    "top1_agreement come first, log_likelihood_change can be asked for, and a table shows how well each "
+    "other figure "
     "orders the policies.\n\n"
     "examples\n"
     "  kvsim report runs/a                                          rankings\n"
@@ -31,7 +33,8 @@ constexpr const char* kUsage =
     "  kvsim report runs/a --at 'set_consistency>=0.95'             smallest measured budget that reaches "
     "it\n"
     "  kvsim report runs/a --compare h2o 'snapkv(window=32)'        paired differences\n"
-    "  kvsim report runs/a --y kl,predicted_kl --sort predicted_kl  the model's own divergence beside the prediction\n"
+    "  kvsim report runs/a --y kl,predicted_kl --sort predicted_kl  the model's own divergence beside the "
+    "prediction\n"
     "  kvsim report --diff runs/a runs/b                            exit code 1 when any number differs\n";
 
 po::options_description report_options() {
@@ -146,19 +149,22 @@ std::vector<std::string> closed_files(const std::vector<std::string>& folders) {
   namespace fs = std::filesystem;
   std::vector<std::string> files;
   for (const std::string& folder : folders) {
-    const fs::path path = (fs::is_directory(folder) ? fs::path(folder) : fs::path(folder).parent_path()) / "closed.h5";
+    const fs::path path =
+        (fs::is_directory(folder) ? fs::path(folder) : fs::path(folder).parent_path()) / "closed.h5";
     if (fs::exists(path)) files.push_back(path.string());
   }
   return files;
 }
 
-int show_report(const std::vector<std::string>& folders, ReportRequest request, std::vector<std::string> closed) {
+int show_report(const std::vector<std::string>& folders, ReportRequest request,
+                std::vector<std::string> closed) {
   std::vector<Results> all;
   for (const std::string& folder : folders) all.push_back(read_results(folder, needs_rows(request)));
   Results results = join_results(std::move(all));
   if (closed.empty()) closed = closed_files(folders);
   if (!closed.empty() && add_closed_loop(results, closed) == 0)
-    throw UserError("{}: holds no cell of these results; run kvsim-judge again, or take the file away", fmt::join(closed, ", "));
+    throw UserError("{}: holds no cell of these results; run kvsim-judge again, or take the file away",
+                    fmt::join(closed, ", "));
   for (std::string& spec : request.compare) spec = label_from(spec, results);
   if (!request.at.empty() && !request.compare.empty())
     throw UserError("--at and --compare are two reports; ask for one");
@@ -181,7 +187,8 @@ int report_command(const Arguments& arguments) {
   const auto folders = values["dir"].as<std::vector<std::string>>();
   try {
     if (values.count("diff") != 0) return show_difference(folders, values["tolerance"].as<double>());
-    const auto closed = values.count("closed") != 0 ? values["closed"].as<std::vector<std::string>>() : std::vector<std::string>();
+    const auto closed = values.count("closed") != 0 ? values["closed"].as<std::vector<std::string>>()
+                                                    : std::vector<std::string>();
     return show_report(folders, request_from(values), closed);
   } catch (const UnknownName& error) {
     const std::string nearest = nearest_name(error.word, error.candidates);

@@ -1,0 +1,146 @@
+// How well open-loop figures order policies as the real model does.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "analysis/report_query.h"
+
+namespace kvsim {
+namespace {
+
+constexpr std::size_t kFewestCells = 3;
+constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
+
+/// Ranks from 1 on; equal values share their mean rank.
+std::vector<double> ranks_of(const std::vector<double>& values) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
+  std::vector<double> ranks(values.size());
+  for (std::size_t first = 0; first < order.size();) {
+    std::size_t end = first;
+    while (end < order.size() && values[order[end]] == values[order[first]]) ++end;
+    for (std::size_t i = first; i < end; ++i) ranks[order[i]] = static_cast<double>(first + 1 + end) / 2;
+    first = end;
+  }
+  return ranks;
+}
+
+/// The metrics to judge: all that are no sizes and no figures of the closed loop.
+std::vector<std::string> predictors(const Results& results) {
+  std::vector<std::string> names;
+  for (const MetricEntry& metric : results.metrics) {
+    const Column* column = results.summary.find(metric.name + "_mean");
+    if (is_closed_loop(metric.name) || metric.unit == "bytes" || column == nullptr) continue;
+    if (std::any_of(column->numbers.begin(), column->numbers.end(), [](double v) { return !std::isnan(v); }))
+      names.push_back(metric.name);
+  }
+  return names;
+}
+
+struct Row {
+  std::string metric;
+  std::size_t cells = 0;
+  double mean = kUndefined;                      // on the means over traces
+  double least = kUndefined, most = kUndefined;  // over single traces
+};
+
+/// Correlation of measure `m` with measure 0, the true divergence, over groups (variant, budget).
+Row row_of(const Measure& measure, std::size_t m, const std::vector<Group>& groups, std::size_t traces) {
+  Row row{measure.metric, 0, kUndefined, kUndefined, kUndefined};
+  const double sign = measure.higher_is_better ? -1 : 1;
+  std::vector<double> predicted, truth;
+  for (const Group& group : groups) {
+    const auto whole = [&](std::size_t which) { return group.values[which].count == traces; };
+    // A mean over some traces beside means over all would compare traces, not policies.
+    if (!whole(0) || !whole(m)) continue;
+    truth.push_back(group.values[0].mean);
+    predicted.push_back(sign * group.values[m].mean);
+  }
+  row.cells = truth.size();
+  row.mean = rank_correlation(predicted, truth);
+  for (std::size_t t = 0; t < traces; ++t) {
+    predicted.clear();
+    truth.clear();
+    for (const Group& group : groups) {
+      truth.push_back(group.per_trace[0][t]);
+      predicted.push_back(sign * group.per_trace[m][t]);
+    }
+    const double one = rank_correlation(predicted, truth);
+    row.least = std::fmin(row.least, one);
+    row.most = std::fmax(row.most, one);
+  }
+  return row;
+}
+
+std::string table_of(const std::vector<Row>& rows, bool several, const ReportRequest& request) {
+  TextTable table;
+  table.header = {"figure", "rank correlation"};
+  if (several) table.header.insert(table.header.end(), {"least of a trace", "most of a trace"});
+  table.header.emplace_back("cells");
+  table.numeric.assign(table.header.size(), true);
+  table.numeric[0] = false;
+  const auto number = [](double value) {
+    return std::isnan(value) ? std::string("-") : fmt::format("{:.2f}", value);
+  };
+  for (const Row& row : rows) {
+    std::vector<std::string> line{row.metric, number(row.mean)};
+    if (several) line.insert(line.end(), {number(row.least), number(row.most)});
+    line.push_back(fmt::format("{}", row.cells));
+    table.rows.push_back(std::move(line));
+  }
+  const bool markdown = request.format == TableFormat::markdown;
+  return fmt::format(
+      "{}how well each figure orders policies and budgets as the model's own divergence kl does (Spearman; 1 "
+      "= the same order{})\n{}{}\n",
+      markdown ? "### " : "", several ? "; of means over traces" : "", markdown ? "\n" : "",
+      table.render(request.format));
+}
+
+}  // namespace
+
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b) {
+  KVSIM_CHECK(a.size() == b.size(), "{} and {} values", a.size(), b.size());
+  std::vector<double> x, y;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(a[i]) || std::isnan(b[i])) continue;
+    x.push_back(a[i]);
+    y.push_back(b[i]);
+  }
+  if (x.size() < kFewestCells) return kUndefined;
+  x = ranks_of(x);
+  y = ranks_of(y);
+  const double middle = (static_cast<double>(x.size()) + 1) / 2;
+  double xx = 0, yy = 0, xy = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    xx += (x[i] - middle) * (x[i] - middle);
+    yy += (y[i] - middle) * (y[i] - middle);
+    xy += (x[i] - middle) * (y[i] - middle);
+  }
+  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : kUndefined;
+}
+
+std::string fidelity_report(const Results& results, const ReportRequest& request) {
+  if (results.metric("kl") == nullptr || request.format == TableFormat::csv || per_unit(request)) return {};
+  ReportRequest means;
+  means.budgets = request.budgets;
+  means.filter = request.filter;
+  means.seed = request.seed;
+  ReportQuery query(results, means);
+  query.add_measure("kl");
+  for (const std::string& name : predictors(results)) query.add_measure(name);
+  std::vector<Group> groups = query.groups({"variant", "budget_request"});
+  // Where nothing was evicted both sides are zero, whatever the figure is worth.
+  std::erase_if(groups, [](const Group& g) { return g.cells > 0 && g.unevicted == g.cells; });
+  std::vector<Row> rows;
+  for (std::size_t m = 1; m < query.measures().size(); ++m)
+    rows.push_back(row_of(query.measures()[m], m, groups, query.traces().size()));
+  std::erase_if(rows, [](const Row& row) { return row.cells < kFewestCells; });
+  if (rows.empty()) return {};
+  const auto value = [](const Row& row) { return std::isnan(row.mean) ? -2.0 : row.mean; };
+  std::stable_sort(rows.begin(), rows.end(), [&](const Row& a, const Row& b) { return value(a) > value(b); });
+  return table_of(rows, query.several_traces(), request);
+}
+
+}  // namespace kvsim
