@@ -197,7 +197,7 @@ class Screen:
 
 
 def screens(judgement, best, silent=()):
-    """Screens at every budget, on means over the traces; `best` None = the best quarter. Variants in `silent` are not chosen from."""
+    """Screens at every budget, on means over the traces; `best` None = the best quarter; never more than half. Variants in `silent` are not chosen from."""
     found = []
     for budget in dict.fromkeys(b for _, b in judgement.points):
         at = [i for i, (variant, b) in enumerate(judgement.points) if b == budget and variant not in silent]
@@ -207,7 +207,8 @@ def screens(judgement, best, silent=()):
             chosen = [judgement.points[i][0] for i, w in zip(at, whole) if w]
             if len(chosen) < 2:
                 continue
-            count = min(best or -(-len(chosen) // 4), len(chosen))
+            # More than half of them would be found by chance.
+            count = min(best or -(-len(chosen) // 4), max(1, len(chosen) // 2))
             sign = -1.0 if judgement.higher[predictor] else 1.0
             truth = np.argsort(kl[:, whole].mean(0), kind="stable")[:count]
             order = np.argsort(sign * values[:, whole].mean(0), kind="stable")

@@ -184,8 +184,12 @@ class Screening(unittest.TestCase):
 
     def test_does_not_choose_from_references(self):
         folder = judged_run([SWAPPED])
-        (found,) = fidelity.screens(gathered(folder), 5, {0, 1})
-        self.assertEqual((found.variants, found.best, found.missed), (3, 3, ()))
+        (found,) = fidelity.screens(gathered(folder), 1, {0, 1})
+        self.assertEqual((found.variants, found.best, found.missed), (3, 1, ()))
+
+    def test_asks_for_half_of_the_variants_at_most(self):
+        (found,) = fidelity.screens(gathered(judged_run([SWAPPED])), 5)
+        self.assertEqual((found.variants, found.best), (5, 2))
 
 
 class Damaged(unittest.TestCase):

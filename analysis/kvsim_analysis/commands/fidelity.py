@@ -31,7 +31,7 @@ def add_arguments(parser):
     parser.add_argument("--closed", action="append", metavar="FILE", help="what kvsim-judge wrote (repeatable; default: closed.h5 in every DIR)")
     parser.add_argument("--y", nargs="+", metavar="METRIC", help="predictors (default: predicted_kl and its companions, errors, recall, consistency, misses)")
     parser.add_argument("--trace", metavar="NAME", help="draw this prompt alone (default: means over the prompts)")
-    parser.add_argument("--best", type=options.whole_number, default=5, metavar="K", help="how many of the truly best a screen should find (default: 5)")
+    parser.add_argument("--best", type=options.whole_number, default=5, metavar="K", help="how many of the truly best a screen should find (default: 5; at most half)")
     parser.add_argument("--no-references", action="store_true", help="leave out the oracles and random")
     options.add_seed(parser)
     options.add_output(parser, NAME)
