@@ -60,7 +60,9 @@ def _check(path, cells, steps):
         raise UserError(f"{path}: the columns of /cells differ in length; let kvsim-judge write it again")
     for name, values in steps.items():
         if values.ndim != 2 or len(values) != count or not np.issubdtype(values.dtype, np.number):
-            raise UserError(f"{path}:/steps/{name} is {values.shape}, not [{count} cells, steps]; let kvsim-judge write it again")
+            raise UserError(
+                f"{path}:/steps/{name} is {values.shape}, not [{count} cells, steps]; let kvsim-judge write it again"
+            )
         if values.shape != steps["kl"].shape:
             raise UserError(f"{path}: /steps/{name} and /steps/kl differ in shape; let kvsim-judge write it again")
     # A divergence is not below 0; single precision may leave a rounding error there.

@@ -71,14 +71,18 @@ def gather(source, folders, closed_files=(), predictors=None, references=True):
         if row is not None and row >= 0:
             values[row] = cell.kl
     if not values:
-        raise UserError(f"{judged[0][0]}: no judged cell is one of the results in which something was evicted; judge this run again (kvsim-judge)")
+        raise UserError(
+            f"{judged[0][0]}: no judged cell is one of the results in which something was evicted; judge this run again (kvsim-judge)"
+        )
     return _tables(source, indices, values, _predictor_columns(source, predictors), unmatched)
 
 
 def _read_all(folders, closed_files):
     paths = list(closed_files) or [path for path in map(closed.of_folder, folders) if path]
     if not paths:
-        raise UserError(f"no closed.h5 in {', '.join(folders)}; let the real model judge the run first: kvsim-judge {folders[0]}")
+        raise UserError(
+            f"no closed.h5 in {', '.join(folders)}; let the real model judge the run first: kvsim-judge {folders[0]}"
+        )
     judged = [(path, cell) for path in paths for cell in closed.read(path)]
     if not judged:
         raise UserError(f"{paths[0]} holds no judged cell")
@@ -108,7 +112,9 @@ def _trace_index(source, keys, path, cell):
         return -1
     place = names.index(cell.trace)
     if cell.digest and not keys[place].startswith("name:"):
-        raise UserError(f"{path}: the model judged another recording of {cell.trace} than the one replayed; run kvsim-judge again")
+        raise UserError(
+            f"{path}: the model judged another recording of {cell.trace} than the one replayed; run kvsim-judge again"
+        )
     return place
 
 
@@ -132,12 +138,23 @@ def _tables(source, indices, values, columns, unmatched):
         filled[at] = cells
         return filled
 
-    predictors = {name: table(np.asarray(source.column("summary", column), float)[rows]) for name, column in columns.items()}
+    predictors = {
+        name: table(np.asarray(source.column("summary", column), float)[rows]) for name, column in columns.items()
+    }
     defined = {name: found for name, found in predictors.items() if np.isfinite(found).any()}
     if not defined:
-        raise UserError(f"{', '.join(columns)}: undefined in every judged cell (predicted_kl needs kvsim-record --sensitivity 8 --output-proj)")
+        raise UserError(
+            f"{', '.join(columns)}: undefined in every judged cell (predicted_kl needs kvsim-record --sensitivity 8 --output-proj)"
+        )
     higher = {name: select.metric_info(source, name)[1] == "higher" for name in defined}
-    return Judgement([str(source.trace_names[t]) for t in traces], points, table([values[r] for r in rows]), defined, higher, unmatched)
+    return Judgement(
+        [str(source.trace_names[t]) for t in traces],
+        points,
+        table([values[r] for r in rows]),
+        defined,
+        higher,
+        unmatched,
+    )
 
 
 def ranks(values):

@@ -52,7 +52,9 @@ def text_of(prompt, data):
     try:
         return _MAKERS[prompt.kind](path, prompt.place)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; --data names the folder with the prompts") from None
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; --data names the folder with the prompts"
+        ) from None
     except (ValueError, KeyError, IndexError, StopIteration):
         raise UserError(f"{path} is not what the study knows, or too short for its number {prompt.place}") from None
 

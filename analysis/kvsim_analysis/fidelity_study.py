@@ -27,11 +27,29 @@ def parser():
     made = argparse.ArgumentParser(
         prog="fidelity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--data", required=True, metavar="DIR", help="folder with essay-*.txt, longbench-multi-news.jsonl, ruler-niah-multikey-4k.jsonl, gsm8k.jsonl")
-    made.add_argument("--out", default="runs/fidelity", metavar="DIR", help="folder for recordings, runs and tables (default: runs/fidelity)")
-    made.add_argument("--quick", action="store_true", help=f"2 prompts, {len(QUICK_POLICIES)} policies, 8 steps: does it work?")
+    made.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder with essay-*.txt, longbench-multi-news.jsonl, ruler-niah-multikey-4k.jsonl, gsm8k.jsonl",
+    )
+    made.add_argument(
+        "--out",
+        default="runs/fidelity",
+        metavar="DIR",
+        help="folder for recordings, runs and tables (default: runs/fidelity)",
+    )
+    made.add_argument(
+        "--quick", action="store_true", help=f"2 prompts, {len(QUICK_POLICIES)} policies, 8 steps: does it work?"
+    )
     made.add_argument("--show", action="store_true", help="only print the tables of what is finished")
-    made.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="prompts at a time, one thread each (default: 2)")
+    made.add_argument(
+        "--jobs",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="prompts at a time, one thread each (default: 2)",
+    )
     made.add_argument("--kvsim", metavar="FILE", help="the program (default: build/kvsim)")
     made.add_argument("--recorder", metavar="DIR", help="folder of kvsim-record and kvsim-judge (default: .venv/bin)")
     made.add_argument("--theme", choices=("light", "dark"), default="light")
@@ -59,7 +77,9 @@ def run(arguments, root):
 def _check_programs(args):
     for path in (args.kvsim, *(os.path.join(args.recorder, name) for name in ("kvsim-record", "kvsim-judge"))):
         if not os.access(path, os.X_OK):
-            raise UserError(f"no program {path}; ./demo --record builds and installs all three, or name them with --kvsim and --recorder")
+            raise UserError(
+                f"no program {path}; ./demo --record builds and installs all three, or name them with --kvsim and --recorder"
+            )
 
 
 def _measure_all(args, prompts):
@@ -75,7 +95,11 @@ def _measure_all(args, prompts):
             for done, future in enumerate(concurrent.futures.as_completed(waiting), 1):
                 future.result()
                 minutes = (time.monotonic() - began) / 60
-                print(f"fidelity: {waiting[future].name} finished, {done} of {len(prompts)}, {minutes:.0f} min", file=sys.stderr, flush=True)
+                print(
+                    f"fidelity: {waiting[future].name} finished, {done} of {len(prompts)}, {minutes:.0f} min",
+                    file=sys.stderr,
+                    flush=True,
+                )
         except BaseException:
             for future in waiting:
                 future.cancel()
@@ -96,7 +120,10 @@ def _commands(args, prompt):
     replayed = ("--no-bounds", "--extend", "--threads", "1", "--budget", BUDGETS, "--config", _config(args))
     return (
         ("record", [record, "--prompt", path("prompts", ".txt"), *recorded, "-o", path("traces", ".h5"), "--quiet"]),
-        ("replay", [args.kvsim, "run", path("traces", ".h5"), *replayed, "--quiet", "--out", run_folder(args.out, prompt)]),
+        (
+            "replay",
+            [args.kvsim, "run", path("traces", ".h5"), *replayed, "--quiet", "--out", run_folder(args.out, prompt)],
+        ),
         ("judge", [judge, run_folder(args.out, prompt), "--quiet"]),
     )
 
@@ -108,7 +135,11 @@ def _config(args):
         return source
     path = os.path.join(args.out, "quick.ini")
     with open(source, encoding="utf-8") as file:
-        lines = [line for line in file if not line.startswith("policy = ") or line[len("policy = ") :].strip() in QUICK_POLICIES]
+        lines = [
+            line
+            for line in file
+            if not line.startswith("policy = ") or line[len("policy = ") :].strip() in QUICK_POLICIES
+        ]
     _write(path, "".join(lines))
     return path
 

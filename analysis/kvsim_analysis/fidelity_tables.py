@@ -26,7 +26,12 @@ def study(out, prompts, planned, theme):
         kinds = ", ".join(p.name for p in prompts if p.half == half)
         lines += ["", f"== the {half} half: {kinds}", ""]
         lines += command.tables(source, judgements[half], 5, 0, os.path.join(out, half))
-        lines += ["", *_goals(judgements[half])] if half == "reporting" else []
+        if half == "reporting":
+            lines += [
+                "",
+                *_goals(judgements[half]),
+                _without_references(fidelity.gather(source, folders, references=False)),
+            ]
         if half == "reporting" or len(prompts) == 1:
             _draw(os.path.join(out, "fidelity.png"), source, judgements[half], theme)
     if len(judgements) == 2:
@@ -54,6 +59,13 @@ def _goals(judgement):
         f"goal on every prompt {GOAL_EACH}: predicted_kl at least {fidelity_text.number(found.per_trace[worst])} "
         f"({judgement.traces[worst]}), {verdict(found.per_trace[worst], GOAL_EACH)}",
     ]
+
+
+def _without_references(judgement):
+    """Oracles and random lie at the ends, where any figure orders well."""
+    shown = [p for p in ("predicted_kl", "projected_sum", "output_error") if p in judgement.predictors]
+    means = (f"{p} {fidelity_text.number(fidelity.correlation(judgement, p).mean)}" for p in shown)
+    return f"without oracles and random, on the mean over prompts: {', '.join(means)}"
 
 
 def _fit(tuning, reporting):

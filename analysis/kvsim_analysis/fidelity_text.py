@@ -35,7 +35,13 @@ def screen_table(found, quarter, labels):
     for budget, pairs in itertools.groupby(zip(found, quarter), lambda pair: pair[0].budget):
         rows = [_screen_row(s, q, labels) for s, q in pairs]
         s, q = next((s, q) for s, q in zip(found, quarter) if s.budget == budget)
-        head = ["screen by", f"best {s.best}", f"best {q.best}", f"missed among its best {s.best}", f"among its best {2 * s.best}"]
+        head = [
+            "screen by",
+            f"best {s.best}",
+            f"best {q.best}",
+            f"missed among its best {s.best}",
+            f"among its best {2 * s.best}",
+        ]
         said = f"budget {budget}: of the best {s.best}, and the best quarter, of {s.variants} variants by true KL, how many a screen finds"
         lines += ["", said, "", *aligned([head, *rows], left=(3, 4))]
     return lines
@@ -64,7 +70,17 @@ def screen_csv(found, specs):
     """budget,variants,best,predictor,missed,missed_double: how many, then which (specs with semicolons between)."""
     rows = [["budget", "variants", "best", "predictor", "missed", "missed_double", "missed_variants"]]
     for s in found:
-        rows.append([s.budget, s.variants, s.best, s.predictor, len(s.missed), len(s.missed_double), ";".join(specs[v] for v in s.missed)])
+        rows.append(
+            [
+                s.budget,
+                s.variants,
+                s.best,
+                s.predictor,
+                len(s.missed),
+                len(s.missed_double),
+                ";".join(specs[v] for v in s.missed),
+            ]
+        )
     return _csv(rows)
 
 

@@ -56,7 +56,12 @@ def set_means(folder, metric, values):
 def judged_run(kls, references=False, budgets=("128",)):
     """A run of SPECS on as many traces as `kls` has lines, judged; output_error is ERROR on every trace."""
     folder = synthetic.write_results(
-        os.path.join(tempfile.mkdtemp(dir=support.ROOT), "run"), specs=SPECS, references=references, layers=2, budgets=budgets, traces=len(kls)
+        os.path.join(tempfile.mkdtemp(dir=support.ROOT), "run"),
+        specs=SPECS,
+        references=references,
+        layers=2,
+        budgets=budgets,
+        traces=len(kls),
     )
     set_means(folder, "output_error", [ERROR] * len(kls))
     names = ["essay"] if len(kls) == 1 else [f"essay{i}" for i in range(len(kls))]
@@ -96,7 +101,11 @@ class Gathering(unittest.TestCase):
 
     def test_knows_a_renamed_trace_by_its_digest(self):
         folder = judged_run([SWAPPED])
-        write_closed(os.path.join(folder, "closed.h5"), [("other", s, 128, k) for s, k in zip(SPECS, SWAPPED)], {"other": "d-essay"})
+        write_closed(
+            os.path.join(folder, "closed.h5"),
+            [("other", s, 128, k) for s, k in zip(SPECS, SWAPPED)],
+            {"other": "d-essay"},
+        )
         np.testing.assert_allclose(gathered(folder).kl, [SWAPPED], rtol=1e-15)
 
     def test_refuses_another_recording_of_the_same_name(self):
@@ -107,7 +116,11 @@ class Gathering(unittest.TestCase):
 
     def test_counts_judged_cells_that_the_results_lack(self):
         folder = judged_run([SWAPPED])
-        cells = [("essay", s, 128, k) for s, k in zip(SPECS, SWAPPED)] + [("essay", "snapkv", 128, 1.0), ("essay", "h2o", 127, 1.0), ("gone", "h2o", 128, 1.0)]
+        cells = [("essay", s, 128, k) for s, k in zip(SPECS, SWAPPED)] + [
+            ("essay", "snapkv", 128, 1.0),
+            ("essay", "h2o", 127, 1.0),
+            ("gone", "h2o", 128, 1.0),
+        ]
         write_closed(os.path.join(folder, "closed.h5"), cells, {})
         found = gathered(folder)
         self.assertEqual(found.unmatched, 3)
@@ -115,7 +128,10 @@ class Gathering(unittest.TestCase):
 
     def test_leaves_out_cells_that_evicted_nothing_and_full(self):
         folder = judged_run([SWAPPED], references=True, budgets=("128", "2048"))
-        cells = [("essay", s, b, k) for s, k in zip(SPECS, SWAPPED) for b in (128, 2048)] + [("essay", "full", 128, 0.0), ("essay", "random(seed=0)", 128, 9.0)]
+        cells = [("essay", s, b, k) for s, k in zip(SPECS, SWAPPED) for b in (128, 2048)] + [
+            ("essay", "full", 128, 0.0),
+            ("essay", "random(seed=0)", 128, 9.0),
+        ]
         write_closed(os.path.join(folder, "closed.h5"), cells, {})
         self.assertEqual(len(gathered(folder).points), 6)
         self.assertEqual(len(gathered(folder, references=False).points), 5)
@@ -284,7 +300,9 @@ class Command(unittest.TestCase):
             file["traces/digest"][0], file["traces/name"][0] = "d-two", "two"
         moved = os.path.join(two, "elsewhere.h5")
         write_closed(moved, [("two", s, 128, k) for s, k in zip(SPECS, FALLING)], {"two": "d-two"})
-        code, out, err = support.plot("fidelity", one, two, "--closed", moved, "--closed", os.path.join(one, "closed.h5"), "--y", "output_error")
+        code, out, err = support.plot(
+            "fidelity", one, two, "--closed", moved, "--closed", os.path.join(one, "closed.h5"), "--y", "output_error"
+        )
         self.assertEqual(code, 0, err)
         self.assertRegex(out, r"output_error +0\.90 +-1\.00 +0\.90")
 
@@ -306,7 +324,9 @@ class Prompts(unittest.TestCase):
         lines = {half: set() for half in ("tuning", "reporting")}
         for prompt, text in texts.items():
             if prompt.kind == "needle":
-                lines[prompt.half].add(next(line for line in text.split("\n") if "One of the special magic uuids" in line))
+                lines[prompt.half].add(
+                    next(line for line in text.split("\n") if "One of the special magic uuids" in line)
+                )
             if prompt.kind in ("essay", "news"):
                 lines[prompt.half].update(line for line in text.split(". ") if len(line) > 60)
             if prompt.kind == "arithmetic":
@@ -353,7 +373,14 @@ class StudySteps(unittest.TestCase):
         for name in ("kvsim", "kvsim-record", "kvsim-judge"):
             path = os.path.join(self.folder, name)
             with open(path, "w") as file:
-                file.write(STUB.format(python=sys.executable, tests=os.path.dirname(os.path.abspath(__file__)), calls=self.calls, failing=failing))
+                file.write(
+                    STUB.format(
+                        python=sys.executable,
+                        tests=os.path.dirname(os.path.abspath(__file__)),
+                        calls=self.calls,
+                        failing=failing,
+                    )
+                )
             os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR)
 
     def study(self, *more):
@@ -371,7 +398,9 @@ class StudySteps(unittest.TestCase):
 
     def test_record_replay_and_judge_each_prompt_once_on_one_thread(self):
         text = self.study("--quick")
-        self.assertEqual(self.called(), [[name, "1"] for _ in range(2) for name in ("kvsim-record", "kvsim", "kvsim-judge")])
+        self.assertEqual(
+            self.called(), [[name, "1"] for _ in range(2) for name in ("kvsim-record", "kvsim", "kvsim-judge")]
+        )
         self.assertIn("== the tuning half: essay-useful-0", text)
         self.assertIn("== the reporting half: news-3", text)
         self.assertTrue(os.path.getsize(os.path.join(self.folder, "out", "fidelity.png")) > 10000)
@@ -383,7 +412,9 @@ class StudySteps(unittest.TestCase):
 
     def test_a_fault_ends_the_study_in_one_line_and_the_next_run_goes_on(self):
         self.stubs("kvsim-judge")
-        with self.assertRaisesRegex(UserError, r"^kvsim-judge ended with 1: second line \(all of it in .*-judge.log\)$"):
+        with self.assertRaisesRegex(
+            UserError, r"^kvsim-judge ended with 1: second line \(all of it in .*-judge.log\)$"
+        ):
             self.study("--quick")
         with self.assertRaisesRegex(UserError, "holds no finished prompt"):
             self.study("--quick", "--show")
@@ -401,14 +432,27 @@ class StudySteps(unittest.TestCase):
 
 
 @unittest.skipUnless(
-    os.path.isdir(DATA) and os.path.exists(KVSIM) and os.path.exists(os.path.join(RECORDER, "kvsim-judge")) and os.environ.get("KVSIM_STUDIES"),
+    os.path.isdir(DATA)
+    and os.path.exists(KVSIM)
+    and os.path.exists(os.path.join(RECORDER, "kvsim-judge"))
+    and os.environ.get("KVSIM_STUDIES"),
     "minutes: KVSIM_STUDIES=1, a built kvsim, the recorder and ../shared/data",
 )
 class WholeStudy(unittest.TestCase):
     def test_records_replays_and_judges_two_prompts(self):
         folder = tempfile.mkdtemp(dir=support.ROOT)
         done = subprocess.run(
-            [sys.executable, os.path.join(ROOT, "analysis", "studies", "fidelity"), "--data", DATA, "--quick", "--out", folder, "--kvsim", KVSIM],
+            [
+                sys.executable,
+                os.path.join(ROOT, "analysis", "studies", "fidelity"),
+                "--data",
+                DATA,
+                "--quick",
+                "--out",
+                folder,
+                "--kvsim",
+                KVSIM,
+            ],
             capture_output=True,
             text=True,
         )

@@ -28,10 +28,26 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 def add_arguments(parser):
     options.add_folders(parser)
-    parser.add_argument("--closed", action="append", metavar="FILE", help="what kvsim-judge wrote (repeatable; default: closed.h5 in every DIR)")
-    parser.add_argument("--y", nargs="+", metavar="METRIC", help="predictors (default: predicted_kl and its companions, errors, recall, consistency, misses)")
+    parser.add_argument(
+        "--closed",
+        action="append",
+        metavar="FILE",
+        help="what kvsim-judge wrote (repeatable; default: closed.h5 in every DIR)",
+    )
+    parser.add_argument(
+        "--y",
+        nargs="+",
+        metavar="METRIC",
+        help="predictors (default: predicted_kl and its companions, errors, recall, consistency, misses)",
+    )
     parser.add_argument("--trace", metavar="NAME", help="draw this prompt alone (default: means over the prompts)")
-    parser.add_argument("--best", type=options.whole_number, default=5, metavar="K", help="how many of the truly best a screen should find (default: 5; at most half)")
+    parser.add_argument(
+        "--best",
+        type=options.whole_number,
+        default=5,
+        metavar="K",
+        help="how many of the truly best a screen should find (default: 5; at most half)",
+    )
     parser.add_argument("--no-references", action="store_true", help="leave out the oracles and random")
     options.add_seed(parser)
     options.add_output(parser, NAME)
@@ -61,7 +77,9 @@ def tables(source, judgement, best, seed, stem):
     quarter = fidelity.screens(judgement, None, set(variants.references))
     _save(f"{stem}.csv", fidelity_text.correlation_csv(judgement, found))
     _save(f"{stem}-missed.csv", fidelity_text.screen_csv(dict.fromkeys([*screens, *quarter]), variants.specs))
-    lines = fidelity_text.correlation_table(judgement, found) + fidelity_text.screen_table(screens, quarter, variants.labels)
+    lines = fidelity_text.correlation_table(judgement, found) + fidelity_text.screen_table(
+        screens, quarter, variants.labels
+    )
     if judgement.unmatched:
         lines += ["", f"note: {judgement.unmatched} judged cells are not among these results"]
     return lines
@@ -82,7 +100,12 @@ def draw(source, judgement, args):
     shown = _traces_shown(judgement, args.trace)
     variants = select.Variants(source)
     chosen = sorted({v for v, _ in judgement.points}, key=lambda v: (v in variants.references, v))
-    looks = dict(zip(chosen, style.looks([variants.policies[v] for v in chosen], [variants.labels[v] for v in chosen], args.theme)))
+    looks = dict(
+        zip(
+            chosen,
+            style.looks([variants.policies[v] for v in chosen], [variants.labels[v] for v in chosen], args.theme),
+        )
+    )
     markers = {b: _MARKERS[i % len(_MARKERS)] for i, b in enumerate(dict.fromkeys(b for _, b in judgement.points))}
     with np.errstate(invalid="ignore"):
         kl = judgement.kl[shown].mean(0)
@@ -125,8 +148,17 @@ def _panel(page, ax, name, mean, kl, judgement, source, styles):
     for i in np.flatnonzero(drawable):
         variant, budget = judgement.points[i]
         color, faint = looks[variant].color, looks[variant].reference
-        ax.plot(x[i], kl[i], marker=markers[budget], color="none" if faint else color, markeredgecolor=color if faint else page.theme["page"],
-                markersize=4.6, markeredgewidth=0.8 if faint else 0.4, linestyle="none", zorder=2 if faint else 3)
+        ax.plot(
+            x[i],
+            kl[i],
+            marker=markers[budget],
+            color="none" if faint else color,
+            markeredgecolor=color if faint else page.theme["page"],
+            markersize=4.6,
+            markeredgewidth=0.8 if faint else 0.4,
+            linestyle="none",
+            zorder=2 if faint else 3,
+        )
     axes.log_axis(ax.yaxis, kl[drawable])
     if log:
         axes.log_axis(ax.xaxis, x[drawable])
@@ -151,4 +183,10 @@ def _legends(page, looks, markers, variants):
     page.legend([dots(look) for v, look in looks.items() if v not in variants.references])
     page.legend([dots(look) for v, look in looks.items() if v in variants.references], "references")
     faint = page.theme["faint"]
-    page.legend([Look(budget if budget.endswith("%") else f"{budget} tokens", faint, "none", m, False, False) for budget, m in markers.items()], "budget")
+    page.legend(
+        [
+            Look(budget if budget.endswith("%") else f"{budget} tokens", faint, "none", m, False, False)
+            for budget, m in markers.items()
+        ],
+        "budget",
+    )
