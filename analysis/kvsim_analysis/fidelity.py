@@ -144,7 +144,7 @@ def _tables(source, indices, values, columns, unmatched):
     defined = {name: found for name, found in predictors.items() if np.isfinite(found).any()}
     if not defined:
         raise UserError(
-            f"{', '.join(columns)}: undefined in every judged cell (predicted_kl needs kvsim-record --sensitivity 8 --output-proj)"
+            f"{', '.join(columns)}: undefined in every judged cell (predicted_kl needs kvsim-record --output-proj, predicted_kl_* --sensitivity 8)"
         )
     higher = {name: select.metric_info(source, name)[1] == "higher" for name in defined}
     return Judgement(
