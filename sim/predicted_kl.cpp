@@ -1,6 +1,7 @@
 // What the errors of all layers together do to the model's output.
 #include "sim/predicted_kl.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/error.h"
@@ -21,6 +22,15 @@ void add_values(std::vector<double>& sums, std::size_t count, bool first, const 
 }
 
 }  // namespace
+
+bool needs_responses(std::span<const std::string> metrics) {
+  return std::any_of(metrics.begin(), metrics.end(), [](const std::string& name) { return name.starts_with("predicted_kl_"); });
+}
+
+bool needs_norms(std::span<const std::string> metrics) {
+  return std::any_of(metrics.begin(), metrics.end(),
+                     [](const std::string& name) { return name == "predicted_kl" || name == "projected_sum" || name == "residual_error"; });
+}
 
 void EffectSum::add(const LayerEffect& layer) {
   ++layers_;

@@ -2,12 +2,18 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "sim/results.h"
 
 namespace kvsim {
+
+/// What the chosen metrics of a trace are computed from.
+bool needs_responses(std::span<const std::string> metrics);
+bool needs_norms(std::span<const std::string> metrics);
 
 /// Adds up the layers of one (trace, variant, budget). Layers come in ascending order, so that sums have one order.
 class EffectSum {

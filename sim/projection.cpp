@@ -2,9 +2,11 @@
 #include "sim/projection.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "kernels/error.h"
+#include "kernels/philox.h"
 
 namespace kvsim {
 
@@ -43,6 +45,31 @@ std::vector<double> ProjectedError::squared_norms(std::size_t budget) const {
 void ProjectedError::add_to(Matrix<float>& to) const {
   for (std::size_t m = 0; m < hidden_; ++m)
     for (std::size_t t = 0; t < steps_; ++t) to(m, t) += sum_(m, t);
+}
+
+Matrix<float> sketch_of(MatrixView<const float> output_proj) {
+  const std::size_t hidden = output_proj.cols, size = std::min(hidden, kSketch);
+  Matrix<float> sketch(output_proj.rows, size);
+  if (hidden <= kSketch) {
+    for (std::size_t i = 0; i < sketch.rows(); ++i) std::copy_n(output_proj.row(i), hidden, sketch.row(i));
+    return sketch;
+  }
+  constexpr std::uint64_t kSeed = 0x5e7c4;
+  std::vector<double> signs(hidden * kSketch);
+  Philox random(kSeed, 0);
+  for (std::size_t i = 0; i < signs.size(); i += 32) {
+    const std::uint32_t bits = random.next_u32();
+    for (std::size_t b = 0; b < 32; ++b) signs[i + b] = (bits >> b & 1u) != 0 ? 1.0 : -1.0;
+  }
+  const double scale = 1 / std::sqrt(static_cast<double>(kSketch));
+  std::array<double, kSketch> sums{};
+  for (std::size_t i = 0; i < sketch.rows(); ++i) {
+    sums.fill(0.0);
+    for (std::size_t m = 0; m < hidden; ++m)
+      for (std::size_t k = 0; k < kSketch; ++k) sums[k] += static_cast<double>(output_proj(i, m)) * signs[m * kSketch + k];
+    for (std::size_t k = 0; k < kSketch; ++k) sketch(i, k) = static_cast<float>(scale * sums[k]);
+  }
+  return sketch;
 }
 
 void set_norms(LayerEffect& effect, std::span<const double> squares, std::span<const float> residual) {

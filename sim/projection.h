@@ -33,6 +33,14 @@ class ProjectedError {
   Matrix<float> sum_;  // [budgets * hidden, steps]
 };
 
+/// Numbers that stand for a projected error vector where only its norm is asked for.
+inline constexpr std::size_t kSketch = 64;
+
+/// Output projection [group * value_dim, hidden] times the same random signs / sqrt(kSketch) for all heads and layers: norms of sums of
+/// projected errors come out right on average, single ones within sqrt(2 / kSketch) / 2 = 9 % (Achlioptas 2003, "Database-friendly
+/// random projections"), at kSketch / hidden of the work. A copy where hidden is no larger than kSketch.
+Matrix<float> sketch_of(MatrixView<const float> output_proj);
+
 /// Fills in the norms of projected errors from their squares [steps], and what they are of `residual` [steps].
 void set_norms(LayerEffect& effect, std::span<const double> squares, std::span<const float> residual);
 

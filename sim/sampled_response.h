@@ -12,8 +12,8 @@ namespace kvsim {
 
 /// Adds to `sums` [samples * stride of a sample] sum over query heads and components of g.delta: sums[r * sample_stride +
 /// step] for the `steps` columns. `sensitivity` [samples * value_dim, group * all_steps] (HeadBlock::sensitivity) of which
-/// the steps from `first` on are read; `delta` [value_dim, >= group * steps] holds row h * steps + t. Sums are in double, by
-/// query head, then component. `sums` is at the first of these steps.
+/// the steps from `first` on are read; `delta` [value_dim, >= group * steps] holds row h * steps + t. Sums over components are in
+/// float, those over query heads in double. `sums` is at the first of these steps.
 void add_sampled_response(MatrixView<const float> sensitivity, MatrixView<const float> delta, std::size_t group,
                           std::size_t all_steps, StepRange steps, std::size_t sample_stride, std::span<double> sums);
 

@@ -26,7 +26,8 @@ void UnitReplay::load(std::size_t kv) {
   heads_[kv].block = source_.next();
   KVSIM_CHECK(heads_[kv].block.kv_head == kv, "head {} came as {}", kv, heads_[kv].block.kv_head);
   if (!heads_[kv].block.output_proj.empty()) heads_hidden_ = heads_[kv].block.output_proj.cols();
-  samples_ = heads_[kv].block.sensitivity.rows() / g_.value_dim;
+  if (measures_relative()) heads_[kv].sketch = sketch_of(heads_[kv].block.output_proj.view());
+  samples_ = needs_responses(settings_.metrics) ? heads_[kv].block.sensitivity.rows() / g_.value_dim : 0;
 }
 
 std::vector<StepRange> UnitReplay::chunks() const {
@@ -124,7 +125,8 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
                                : measure_sets(layer_, kv, state.selection, settings_.budgets.size(), oracle.of_query_head,
                                               *oracle.of_kv_head));
     }
-    if (projects()) state.projected = ProjectedError(settings_.budgets.size(), hidden(), g_.decode);
+    if (measures_layer()) state.projected = ProjectedError(settings_.budgets.size(), hidden(), g_.decode);
+    if (measures_relative()) state.sketched = ProjectedError(settings_.budgets.size(), std::min(hidden(), kSketch), g_.decode);
     if (responds()) state.response = SampledResponse(settings_.budgets.size(), samples_, g_.decode);
   });
 }

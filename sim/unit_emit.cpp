@@ -90,9 +90,9 @@ void UnitReplay::emit_layer_row(CellDistributions& cell, std::span<const double>
   result.layer_rows.push_back(std::move(row));
 }
 
-void UnitReplay::emit_effect(VariantState& state, const CellDistributions& cell, std::span<const double> squares, UnitResult& result) {
+void UnitReplay::emit_effect(VariantState& state, const CellDistributions& cell, UnitResult& result) {
   LayerEffect effect = start_effect(g_, cell.variant, cell.budget, responds() ? state.response.take(cell.budget) : std::vector<double>());
-  if (measures_relative()) set_norms(effect, squares, layer_.residual_norm);
+  if (measures_relative()) set_norms(effect, state.sketched.squared_norms(cell.budget), layer_.residual_norm);
   result.effects.push_back(std::move(effect));
 }
 
@@ -139,9 +139,8 @@ void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result
     }
     result.rows.push_back(std::move(row));
   }
-  const std::vector<double> squares = projects() ? state.projected.squared_norms(budget) : std::vector<double>();
-  if (measures_layer()) emit_layer_row(cell, squares, layer_resident, result);
-  if (measures_relative() || responds()) emit_effect(state, cell, squares, result);
+  if (measures_layer()) emit_layer_row(cell, state.projected.squared_norms(budget), layer_resident, result);
+  if (measures_relative() || responds()) emit_effect(state, cell, result);
   result.cells.push_back(std::move(cell));
 }
 

@@ -14,14 +14,15 @@ void UnitReplay::measure_variant(std::size_t v, std::size_t kv, const ExactSteps
   if (policy.traits().transforms) transform.emplace(EntryTransform{policy, *heads_[kv].features});
   for (const LayerSelection& part : state.selection.parts) {
     HeadDelta delta;
-    measure_steps(view, part, policy.traits().step_order, state.measures[kv], projects() || responds() ? &delta : nullptr,
+    measure_steps(view, part, policy.traits().step_order, state.measures[kv], reads_deltas() ? &delta : nullptr,
                   transform ? &*transform : nullptr);
     if (responds()) {
       for (std::size_t b = 0; b < part.budgets.size(); ++b)
         state.response.add(part.budgets[b], delta.of(b, g_.value_dim), view.block.sensitivity.view(), g_.group, exact.steps());
     }
-    if (projects())
+    if (measures_layer())
       state.projected.add(delta, part.budgets, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
+    if (measures_relative()) state.sketched.add(delta, part.budgets, heads_[kv].sketch.view(), g_.group, g_.value_dim, exact.steps());
   }
 }
 
@@ -41,7 +42,7 @@ void UnitReplay::add_exact_projection(std::size_t kv, const ExactSteps& exact) {
 void UnitReplay::measure_held(std::size_t first, std::size_t last) {
   if (measures_layer())
     for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) add_exact_projection(kv, *heads_[kv].exact);
-  if (projects() || responds()) {  // both join the heads of a variant, so a variant is one task
+  if (reads_deltas()) {  // what is read off them joins the heads of a variant, so a variant is one task
     for_variants(first, last, [&](std::size_t v) {
       for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) measure_variant(v, kv, *heads_[kv].exact);
     });

@@ -12,6 +12,7 @@
 #include "kernels/error.h"
 #include "sim/evaluate.h"
 #include "sim/features.h"
+#include "sim/predicted_kl.h"
 #include "sim/projection.h"
 #include "sim/sampled_response.h"
 #include "sim/tasks.h"
@@ -24,6 +25,7 @@ struct HeadState {
   HeadBlock block;
   std::unique_ptr<ExactSteps> exact;       // all steps, when the layer is held
   std::unique_ptr<BlockFeatures> features;
+  Matrix<float> sketch;                    // of the output projection, see sketch_of
   std::unique_ptr<HindsightFeatures> hindsight;  // of `features`: variants share its results too
 };
 
@@ -44,7 +46,7 @@ struct VariantState {
   std::vector<HeadMeasure> measures;   // [kv_heads]
   std::vector<SetMetrics> sets;        // [kv_heads]
   std::vector<double> score_truth;     // [kv_heads] or empty
-  ProjectedError projected;
+  ProjectedError projected, sketched;  // errors after the output projection, and what stands for them
   SampledResponse response;
 };
 
@@ -58,7 +60,7 @@ class UnitReplay {
       : layer_(layer), g_(layer.geometry), settings_(settings), source_(source),
         row_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::row)),
         layer_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::layer)),
-        has_effects_(!metrics_of_level(settings.metrics, MetricInfo::Level::trace).empty()), heads_(g_.kv_heads),
+        heads_(g_.kv_heads),
         oracles_(g_.kv_heads), states_(settings.variants.size()) {
     for (const Variant* variant : settings.variants) {
       if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
@@ -77,9 +79,9 @@ class UnitReplay {
   }
   bool measures_layer() const { return !layer_metrics_.empty() && heads_hidden_ > 0; }
   /// Whether errors are seen against the residual stream.
-  bool measures_relative() const { return has_effects_ && heads_hidden_ > 0 && !layer_.residual_norm.empty(); }
-  bool projects() const { return measures_layer() || measures_relative(); }
-  bool responds() const { return has_effects_ && samples_ > 0; }
+  bool measures_relative() const { return needs_norms(settings_.metrics) && heads_hidden_ > 0 && !layer_.residual_norm.empty(); }
+  bool responds() const { return samples_ > 0; }
+  bool reads_deltas() const { return measures_layer() || measures_relative() || responds(); }
   void load(std::size_t kv);
   void release(std::size_t kv) { heads_[kv] = HeadState(); }
   std::vector<StepRange> chunks() const;
@@ -96,7 +98,7 @@ class UnitReplay {
   void emit(std::size_t v, UnitResult& result);
   void emit_cell(std::size_t v, std::size_t budget, UnitResult& result);
   void emit_layer_row(CellDistributions& cell, std::span<const double> squares, double resident, UnitResult& result);
-  void emit_effect(VariantState& state, const CellDistributions& cell, std::span<const double> squares, UnitResult& result);
+  void emit_effect(VariantState& state, const CellDistributions& cell, UnitResult& result);
   double row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes, double union_bytes) const;
   std::pair<double, double> resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const;
   /// Whether one of the variants changes what it keeps: then features stay while it is measured.
@@ -114,7 +116,6 @@ class UnitReplay {
   const UnitSettings& settings_;
   BlockSource& source_;
   std::vector<std::string> row_metrics_, layer_metrics_;
-  bool has_effects_ = false;  // metrics of a whole trace are chosen
   std::vector<HeadState> heads_;
   std::vector<HeadOracle> oracles_;
   std::vector<VariantState> states_;

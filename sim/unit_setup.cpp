@@ -5,6 +5,7 @@
 
 #include "kernels/error.h"
 #include "policies/reads_means.h"
+#include "sim/predicted_kl.h"
 #include "sim/projection.h"
 #include "sim/transformed.h"
 #include "sim/unit_replay.h"
@@ -81,9 +82,9 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
 
 BlockRequest metrics_request(const LayerInfo& layer, std::span<const std::string> metrics) {
   BlockRequest request;
-  const bool effects = !metrics_of_level(metrics, MetricInfo::Level::trace).empty();
-  request.output_proj = layer.has_output_proj && ((effects && !layer.residual_norm.empty()) || !metrics_of_level(metrics, MetricInfo::Level::layer).empty());
-  if (effects) request.sensitivity_samples = layer.sensitivity_samples;
+  const bool norms = needs_norms(metrics) && !layer.residual_norm.empty();
+  request.output_proj = layer.has_output_proj && (norms || !metrics_of_level(metrics, MetricInfo::Level::layer).empty());
+  if (needs_responses(metrics)) request.sensitivity_samples = layer.sensitivity_samples;
   return request;
 }
 
@@ -171,7 +172,8 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   }
   // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
   sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
-  if (request.output_proj) sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode);
+  if (request.output_proj)
+    sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode) + ProjectedError::bytes_needed(budgets, std::min(hidden, kSketch), g.decode);
   sizes.projection += SampledResponse::bytes_needed(budgets, request.sensitivity_samples, g.decode);
   sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
                (request.output_proj || request.sensitivity_samples > 0 ? budgets * rows * g.value_dim * sizeof(float) : 0);

@@ -60,7 +60,7 @@ const std::vector<MetricInfo>& all_metrics() {
       {"projected_error", "relative", "relative error after the output projection, all heads of the layer together",
        "|sum_h W_h (o'_h - o_h)| / |sum_h W_h o_h| per step; where the trace holds output_proj", false, Level::layer},
       {"predicted_kl", "nats", "predicted divergence of the model's next-token distribution",
-       "4.6 sum over the layers l with (l + 1) / L > 0.4 of (|sum_h W_h delta_h| / |residual stream after l|)^2, delta = o' - o, L = the model's layers; an empirical form (analysis/studies/fidelity.md); over the recorded layers, where all of them hold output_proj and residual_norm",
+       "4.6 sum over the layers l with (l + 1) / L > 0.4 of (|sum_h W_h delta_h| / |residual stream after l|)^2, delta = o' - o, L = the model's layers; an empirical form (analysis/studies/fidelity.md); norms are estimated from 64 random projections; over the recorded layers, where all of them hold output_proj and residual_norm",
        false, Level::trace},
       {"predicted_kl_layers", "nats", "second-order divergence, layers taken one by one",
        "sum over layers of 1/2 mean over samples r of (sum over heads of g_r.delta)^2, delta = o' - o, g_r = d log p(y_r) / d o of tokens y_r drawn from the full model's distribution; where the layers hold sensitivity",
@@ -68,10 +68,10 @@ const std::vector<MetricInfo>& all_metrics() {
       {"predicted_kl_quadratic", "nats", "second-order divergence", "1/2 mean over samples r of (sum over layers and heads of g_r.delta)^2", false, Level::trace},
       {"predicted_kl_saturated", "nats", "second-order divergence, large values compressed", "log(1 + predicted_kl_quadratic)", false, Level::trace},
       {"predicted_kl_linear", "nats", "first-order change of the log-likelihood, either way", "mean over samples r of |sum over layers and heads of g_r.delta|", false, Level::trace},
-      {"projected_sum", "norm", "projected errors, absolute, added up over the layers", "sum over layers of |sum_h W_h delta_h|; where they hold output_proj and residual_norm", false,
+      {"projected_sum", "norm", "projected errors, absolute, added up over the layers", "sum over layers of |sum_h W_h delta_h|, estimated from 64 random projections (9 % per layer and step); where they hold output_proj and residual_norm", false,
        Level::trace},
       {"residual_error", "relative", "projected errors against the residual stream, added up over the layers",
-       "sum over layers of |sum_h W_h delta_h| / |residual stream after the layer|; where they hold output_proj and residual_norm", false, Level::trace},
+       "sum over layers of |sum_h W_h delta_h| / |residual stream after the layer|, norms estimated from 64 random projections; where they hold output_proj and residual_norm", false, Level::trace},
   };
   return metrics;
 }

@@ -47,7 +47,7 @@ class Cell {
   void close_views() { views_.clear(); }
 
   std::vector<CellRows> rows;              // [kv heads], of the current chunk
-  std::vector<double> projected_squares;   // [steps so far]
+  std::vector<double> projected_squares, sketched_squares;  // [steps so far]
   std::vector<double> response;            // [samples * steps], see SampledResponse
   std::vector<std::uint64_t> evidence, distinct;  // [kv heads]
 

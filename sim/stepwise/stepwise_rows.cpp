@@ -105,7 +105,7 @@ void emit_cell(const EmitSettings& how, const Cell& cell, std::size_t variant, s
   if (how.relative || !cell.response.empty()) {
     const LayerGeometry& g = how.layer.geometry;
     LayerEffect effect = start_effect(g, cells.variant, cells.budget, cell.response);
-    if (how.relative) set_norms(effect, cell.projected_squares, how.layer.residual_norm);
+    if (how.relative) set_norms(effect, cell.sketched_squares, how.layer.residual_norm);
     result.effects.push_back(std::move(effect));
   }
   result.cells.push_back(std::move(cells));

@@ -5,6 +5,8 @@
 #include <chrono>
 
 #include "kernels/error.h"
+#include "sim/predicted_kl.h"
+#include "sim/projection.h"
 #include "sim/sampled_response.h"
 #include "sim/stepwise/prefill.h"
 #include "sim/stepwise/stepwise_rows.h"
@@ -45,16 +47,16 @@ class StepwiseReplay {
   /// Cells that share one pass: all capacities of a variant with nested sets, otherwise one.
   void run_cells(std::span<Cell> cells, std::size_t variant, std::size_t first_budget, const Chunk& chunk);
   void measure(std::span<Cell> cells, const StepwisePolicy& policy, StepRange tile, const Chunk& chunk);
-  /// Squared norms [steps] of vectors [kv heads] of [value_dim, group * steps] after the output projection.
-  std::vector<double> projected_squares(std::span<const MatrixView<const float>> vectors, std::size_t steps) const;
+  /// Squared norms [steps] of vectors [kv heads] of [value_dim, group * steps] after projections [kv heads] of [group * value_dim, any].
+  std::vector<double> projected_squares(std::span<const MatrixView<const float>> vectors, std::span<const MatrixView<const float>> projections,
+                                        std::size_t steps) const;
+  std::vector<MatrixView<const float>> output_projections() const;
   void project(Cell& cell, const Chunk& chunk) const;
   void project_exact(const Chunk& chunk);
   void respond(Cell& cell, const Chunk& chunk) const;
   bool measures_layer() const { return hidden_ > 0 && !metrics_of_level(settings_.metrics, MetricInfo::Level::layer).empty(); }
-  bool has_effects() const { return !metrics_of_level(settings_.metrics, MetricInfo::Level::trace).empty(); }
-  bool measures_relative() const { return hidden_ > 0 && has_effects() && !layer_.residual_norm.empty(); }
-  bool projects() const { return measures_layer() || measures_relative(); }
-  bool responds() const { return has_effects() && !blocks_[0].sensitivity.empty(); }
+  bool measures_relative() const { return needs_norms(settings_.metrics) && hidden_ > 0 && !layer_.residual_norm.empty(); }
+  bool responds() const { return needs_responses(settings_.metrics) && !blocks_[0].sensitivity.empty(); }
 
   const LayerContext& layer_;
   const LayerGeometry& g_;
@@ -62,6 +64,7 @@ class StepwiseReplay {
   const StepwiseInputs& inputs_;
   BlockSource& source_;
   std::vector<HeadBlock> blocks_;
+  std::vector<Matrix<float>> sketches_;  // [kv heads] of the output projections, see sketch_of
   std::size_t hidden_ = 0;
   std::vector<StepwiseVariant> variants_;
   std::vector<std::vector<HeadMeasure>> measures_;  // [variants][kv heads]
@@ -73,6 +76,7 @@ void StepwiseReplay::load() {
     blocks_.push_back(source_.next());
     KVSIM_CHECK(blocks_.back().kv_head == kv, "head {} came as {}", kv, blocks_.back().kv_head);
     if (!blocks_.back().output_proj.empty()) hidden_ = blocks_.back().output_proj.cols();
+    if (measures_relative()) sketches_.push_back(sketch_of(blocks_.back().output_proj.view()));
   }
 }
 
@@ -90,24 +94,39 @@ void StepwiseReplay::measure(std::span<Cell> cells, const StepwisePolicy& policy
   for (Cell& cell : cells) cell.count_tile(tile.count);
 }
 
-std::vector<double> StepwiseReplay::projected_squares(std::span<const MatrixView<const float>> vectors, std::size_t steps) const {
-  Matrix<float> sum(hidden_, steps, kRowPad), of_head(g_.value_dim, steps, kRowPad);
+std::vector<double> StepwiseReplay::projected_squares(std::span<const MatrixView<const float>> vectors,
+                                                      std::span<const MatrixView<const float>> projections, std::size_t steps) const {
+  const std::size_t size = projections[0].cols;
+  Matrix<float> sum(size, steps, kRowPad), of_head(g_.value_dim, steps, kRowPad);
   for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
     for (std::size_t h = 0; h < g_.group; ++h) {
       for (std::size_t c = 0; c < g_.value_dim; ++c) std::copy_n(vectors[kv].row(c) + h * steps, steps, of_head.row(c));
-      accumulate_product(of_head.view(), blocks_[kv].output_proj.view().rows_from(h * g_.value_dim, g_.value_dim), sum.view());
+      accumulate_product(of_head.view(), projections[kv].rows_from(h * g_.value_dim, g_.value_dim), sum.view());
     }
   std::vector<double> squares(steps, 0.0);
-  for (std::size_t m = 0; m < hidden_; ++m)
+  for (std::size_t m = 0; m < size; ++m)
     for (std::size_t t = 0; t < steps; ++t) squares[t] += static_cast<double>(sum(m, t)) * static_cast<double>(sum(m, t));
   return squares;
+}
+
+std::vector<MatrixView<const float>> StepwiseReplay::output_projections() const {
+  std::vector<MatrixView<const float>> views;
+  for (const HeadBlock& block : blocks_) views.push_back(block.output_proj.view());
+  return views;
 }
 
 void StepwiseReplay::project(Cell& cell, const Chunk& chunk) const {
   std::vector<MatrixView<const float>> vectors;
   for (const CellRows& rows : cell.rows) vectors.push_back(rows.delta.view());
-  const std::vector<double> squares = projected_squares(vectors, chunk.steps.count);
-  cell.projected_squares.insert(cell.projected_squares.end(), squares.begin(), squares.end());
+  const auto append = [&](std::span<const MatrixView<const float>> projections, std::vector<double>& to) {
+    const std::vector<double> squares = projected_squares(vectors, projections, chunk.steps.count);
+    to.insert(to.end(), squares.begin(), squares.end());
+  };
+  if (measures_layer()) append(output_projections(), cell.projected_squares);
+  if (!measures_relative()) return;
+  std::vector<MatrixView<const float>> sketches;
+  for (const Matrix<float>& sketch : sketches_) sketches.push_back(sketch.view());
+  append(sketches, cell.sketched_squares);
 }
 
 void StepwiseReplay::respond(Cell& cell, const Chunk& chunk) const {
@@ -121,13 +140,13 @@ void StepwiseReplay::respond(Cell& cell, const Chunk& chunk) const {
 void StepwiseReplay::project_exact(const Chunk& chunk) {
   std::vector<MatrixView<const float>> vectors;
   for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) vectors.push_back(chunk.heads[kv]->outputs(blocks_[kv]));
-  const std::vector<double> squares = projected_squares(vectors, chunk.steps.count);
+  const std::vector<double> squares = projected_squares(vectors, output_projections(), chunk.steps.count);
   exact_squares_.insert(exact_squares_.end(), squares.begin(), squares.end());
 }
 
 void StepwiseReplay::run_cells(std::span<Cell> cells, std::size_t variant, std::size_t first_budget, const Chunk& chunk) {
   for (Cell& cell : cells)
-    for (CellRows& rows : cell.rows) rows.reset(g_.group * chunk.steps.count, g_.value_dim, projects() || responds());
+    for (CellRows& rows : cell.rows) rows.reset(g_.group * chunk.steps.count, g_.value_dim, measures_layer() || measures_relative() || responds());
   const std::size_t end = chunk.steps.first + chunk.steps.count;
   for (std::size_t at = chunk.steps.first; at < end; at += kStepBlock) {
     const StepRange tile{at, std::min(kStepBlock, end - at)};
@@ -142,7 +161,7 @@ void StepwiseReplay::run_cells(std::span<Cell> cells, std::size_t variant, std::
   for (std::size_t c = 0; c < cells.size(); ++c) {
     for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
       add_rows(cells[c].rows[kv], chunk.steps, g_.group, first_budget + c, measures_[variant][kv]);
-    if (projects()) project(cells[c], chunk);
+    if (measures_layer() || measures_relative()) project(cells[c], chunk);
     if (responds()) respond(cells[c], chunk);
     cells[c].close_views();
     for (CellRows& rows : cells[c].rows) rows = CellRows();

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "sim/predicted_kl.h"
+#include "sim/projection.h"
 #include "tests/reference/attention.h"
 #include "tests/stepwise/step_sweep.h"
 
@@ -132,6 +133,44 @@ TEST(LayerEffects, AreThereForNoneOfTheOtherMetrics) {
     return !metrics_of_level(std::vector<std::string>{name}, MetricInfo::Level::trace).empty();
   });
   EXPECT_TRUE(sweep.run(shape).effects.empty());
+}
+
+TEST(SketchOf, KeepsNormsOfSumsOnAverage) {
+  // Of 400 random vectors after a projection into 300 numbers.
+  Philox random(7, 1);
+  const auto noise = [&random] { return static_cast<float>(random.next_double() * 2 - 1); };
+  Matrix<float> projection(24, 300);
+  for (std::size_t i = 0; i < projection.rows(); ++i)
+    for (std::size_t m = 0; m < projection.cols(); ++m) projection(i, m) = noise();
+  const Matrix<float> sketch = sketch_of(projection.view());
+  ASSERT_EQ(sketch.rows(), 24u);
+  ASSERT_EQ(sketch.cols(), kSketch);
+  double ratios = 0, squares = 0;
+  constexpr int kVectors = 400;
+  for (int n = 0; n < kVectors; ++n) {
+    std::vector<double> exact(300, 0.0), sketched(kSketch, 0.0);
+    for (std::size_t i = 0; i < 24; ++i) {
+      const double x = static_cast<double>(noise());
+      for (std::size_t m = 0; m < exact.size(); ++m) exact[m] += x * static_cast<double>(projection(i, m));
+      for (std::size_t k = 0; k < kSketch; ++k) sketched[k] += x * static_cast<double>(sketch(i, k));
+    }
+    const double ratio = reference::norm(sketched) / reference::norm(exact);
+    ratios += ratio;
+    squares += (ratio - 1) * (ratio - 1);
+  }
+  // One draw of signs for all vectors, of which 24 are independent: the mean itself is off by a hundredth or so.
+  EXPECT_NEAR(ratios / kVectors, 1.0, 0.05);
+  EXPECT_NEAR(std::sqrt(squares / kVectors), std::sqrt(2.0 / kSketch) / 2, 0.03);
+}
+
+TEST(SketchOf, IsTheProjectionItselfWhereThatIsSmall) {
+  Matrix<float> projection(3, 20);
+  for (std::size_t i = 0; i < 3; ++i)
+    for (std::size_t m = 0; m < 20; ++m) projection(i, m) = static_cast<float>(i * 20 + m);
+  const Matrix<float> sketch = sketch_of(projection.view());
+  ASSERT_EQ(sketch.cols(), 20u);
+  for (std::size_t i = 0; i < 3; ++i)
+    for (std::size_t m = 0; m < 20; ++m) EXPECT_EQ(sketch(i, m), projection(i, m));
 }
 
 LayerEffect made_up(double depth, std::vector<float> response, std::vector<float> projected, std::vector<float> relative) {
