@@ -71,17 +71,41 @@ def cpu_info(field):
     return ""
 
 
-def busy():
-    return os.getloadavg()[0] >= 0.5
+class Neighbours:
+    """What others took of the processor since this object was made, as a share of all cores."""
+
+    def __init__(self):
+        self.start, self.busy, self.own = time.perf_counter(), self.busy_seconds(), self.own_seconds()
+
+    @staticmethod
+    def busy_seconds():
+        """Of all cores: everything but idle and waiting, time stolen by the host included, guests not counted twice."""
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, irq, soft, steal = map(int, file.readline().split()[1:9])
+        return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def own_seconds():
+        return sum(os.times()[:4])
+
+    def share(self):
+        taken = self.busy_seconds() - self.busy - (self.own_seconds() - self.own)
+        return max(0.0, taken / (time.perf_counter() - self.start) / os.cpu_count())
 
 
-def describe():
-    """Processor, clock as the system states it now, cores and load, in one line."""
+QUIET = 0.05  # share of the machine that others may take
+
+
+def describe(neighbours=None):
+    """Processor, clock as the system states it now, cores, and what others took since `neighbours` was made, in one line."""
     clock = cpu_info("cpu MHz")
     clock = f" at {float(clock) / 1000:.2f} GHz" if clock else ""
-    warning = " (BUSY: wall times are upper bounds, look at processor times)" if busy() else ""
-    return (f"machine: {cpu_info('model name') or 'unknown processor'}{clock}, {len(os.sched_getaffinity(0))} cores, "
-            f"load {os.getloadavg()[0]:.2f}{warning}")
+    line = f"machine: {cpu_info('model name') or 'unknown processor'}{clock}, {len(os.sched_getaffinity(0))} cores"
+    if neighbours is None:
+        return line
+    share = neighbours.share()
+    busy = "" if share < QUIET else " (BUSY: wall times are upper bounds, look at processor times)"
+    return f"{line}, others took {share:.0%} of them{busy}"
 
 
 def median(values):
