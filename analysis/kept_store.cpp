@@ -105,6 +105,7 @@ void write_kept_sets(h5::File& file, const PartSet& parts) {
         if (file.has(name)) continue;  // two batches answered the same cell
         h5::Group group = file.create_group(name);
         group.set_attribute("unit", kept.unit);
+        group.set_attribute("entries", kept.entries);
         group.write_column("indices", kept.indices);
         group.write_column("offsets", kept.offsets);
         if (!kept.evicted_at.empty()) {  // [units, T + S]

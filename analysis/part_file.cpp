@@ -77,7 +77,7 @@ struct Columns {
   std::vector<std::uint32_t> failed_variant;
   std::vector<std::string> failure;
   std::vector<std::uint32_t> kept_variant, kept_budget;
-  std::vector<std::uint8_t> kept_unit;
+  std::vector<std::uint8_t> kept_unit, kept_entries;
   std::vector<std::uint64_t> kept_indices, kept_offsets, kept_evicted;  // how many each set has
   std::vector<std::uint32_t> indices;
   std::vector<std::uint64_t> offsets;
@@ -122,6 +122,7 @@ struct Columns {
     visit("kept/variant", c.kept_variant);
     visit("kept/budget", c.kept_budget);
     visit("kept/unit", c.kept_unit);
+    visit("kept/entries", c.kept_entries);
     visit("kept/index_count", c.kept_indices);
     visit("kept/offset_count", c.kept_offsets);
     visit("kept/indices", c.indices);
@@ -203,6 +204,9 @@ void add_kept(const UnitResult& result, Columns& c) {
   for (const KeptSet& kept : result.kept) {
     const auto* unit = std::find(std::begin(kUnits), std::end(kUnits), kept.unit);
     KVSIM_CHECK(unit != std::end(kUnits), "kept sets of unit '{}'", kept.unit);
+    const auto* entries = std::find(kEntryStates.begin(), kEntryStates.end(), kept.entries);
+    KVSIM_CHECK(entries != kEntryStates.end(), "kept entries '{}'", kept.entries);
+    c.kept_entries.push_back(static_cast<std::uint8_t>(entries - kEntryStates.begin()));
     c.kept_variant.push_back(kept.variant);
     c.kept_budget.push_back(kept.budget);
     c.kept_unit.push_back(static_cast<std::uint8_t>(unit - std::begin(kUnits)));
@@ -551,6 +555,7 @@ std::vector<KeptSet> PartReader::kept() const {
   const State& s = *state_;
   const auto cells = kept_cells();
   const auto unit = s.column<std::uint8_t>("kept/unit");
+  const auto entries = s.column<std::uint8_t>("kept/entries");
   const auto index_count = s.column<std::uint64_t>("kept/index_count");
   const auto offset_count = s.column<std::uint64_t>("kept/offset_count");
   const auto indices = s.column<std::uint32_t>("kept/indices");
@@ -558,12 +563,12 @@ std::vector<KeptSet> PartReader::kept() const {
   const auto evicted_count = s.column<std::uint64_t>("kept/evicted_count");
   const auto evicted_at = s.column<std::uint32_t>("kept/evicted_at");
   const std::size_t n = cells.size();
-  s.check(unit.size() == n && index_count.size() == n && offset_count.size() == n && evicted_count.size() == n,
+  s.check(unit.size() == n && entries.size() == n && index_count.size() == n && offset_count.size() == n && evicted_count.size() == n,
           "the columns of /kept differ in length");
   std::vector<KeptSet> kept;
   std::size_t at = 0, offset_at = 0, evicted = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    s.check(unit[i] < std::size(kUnits) && index_count[i] <= indices.size() - at &&
+    s.check(unit[i] < std::size(kUnits) && entries[i] < kEntryStates.size() && index_count[i] <= indices.size() - at &&
                 offset_count[i] <= offsets.size() - offset_at && evicted_count[i] <= evicted_at.size() - evicted,
             "/kept makes no sense");
     if (cells[i].variant != kNotInRun) {
@@ -575,7 +580,8 @@ std::vector<KeptSet> PartReader::kept() const {
                       kUnits[unit[i]],
                       {first, first + index_count[i]},
                       {first_offset, first_offset + offset_count[i]},
-                      {first_evicted, first_evicted + evicted_count[i]}});
+                      {first_evicted, first_evicted + evicted_count[i]},
+                      kEntryStates[entries[i]]});
     }
     at += index_count[i];
     offset_at += offset_count[i];

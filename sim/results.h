@@ -1,6 +1,7 @@
 // What a replay produces, unit by unit: rows, layer rows, counts for quantiles, failures, kept sets.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -110,6 +111,9 @@ struct Failure {
   std::string message;
 };
 
+/// As recorded; keys or values of the policy's own; recorded ones that are read at other positions.
+inline constexpr std::array<const char*, 3> kEntryStates{"recorded", "changed", "moved"};
+
 /// Kept positions of one variant and budget in one layer, units one after the other.
 struct KeptSet {
   std::uint32_t variant = 0, budget = 0;
@@ -117,6 +121,7 @@ struct KeptSet {
   std::vector<std::uint32_t> indices;   // ascending inside a unit
   std::vector<std::uint64_t> offsets;   // [units + 1]
   std::vector<std::uint32_t> evicted_at;  // decode-time policies: [units * (T + S)], else empty; see kNeverEvicted
+  std::string entries = kEntryStates[0];  // what the cache holds at the kept positions
 };
 
 /// Per-step arrays of one row metric: mean over the group's query heads, [steps].

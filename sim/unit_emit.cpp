@@ -153,8 +153,10 @@ void UnitReplay::emit(std::size_t v, UnitResult& result) {
   for (HeadMeasure& measure : state.measures) measure.finish();
   for (std::size_t b = 0; b < settings_.budgets.size(); ++b) {
     emit_cell(v, b, result);
-    if (settings_.save_kept && !settings_.variants[v]->policy->traits().step_order)
-      result.kept.push_back(kept_set(state.selection, static_cast<std::uint32_t>(v), static_cast<std::uint32_t>(b)));
+    const PolicyTraits& traits = settings_.variants[v]->policy->traits();
+    if (!settings_.save_kept || traits.step_order) continue;
+    result.kept.push_back(kept_set(state.selection, static_cast<std::uint32_t>(v), static_cast<std::uint32_t>(b)));
+    if (traits.transforms) result.kept.back().entries = kEntryStates[1];
   }
   state = VariantState();
 }

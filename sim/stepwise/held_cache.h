@@ -50,6 +50,8 @@ class HeldCache {
   /// Values as stored: the recorded ones, or this cache's own where something was merged.
   MatrixView<const float> values(MatrixView<const float> recorded) const { return own_values_.empty() ? recorded : own_values_.view(); }
 
+  bool has_own_values() const { return !own_values_.empty(); }
+
   /// Tokens that some step of the tile could read, ascending, and by which steps.
   std::span<const TokenIndex> touched() const { return touched_; }
   StepLanes lanes(TokenIndex position) const { return lanes_[position]; }

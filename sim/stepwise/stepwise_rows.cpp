@@ -112,14 +112,16 @@ void emit_cell(const EmitSettings& how, const Cell& cell, std::size_t variant, s
 }
 
 /// What the first step could read of the prompt, and when every token left.
-KeptSet step_kept_set(const Cell& cell, Unit unit, std::size_t prompt, std::uint32_t variant, std::uint32_t budget) {
+KeptSet step_kept_set(const Cell& cell, const StepwisePolicy& policy, std::size_t prompt, std::uint32_t variant, std::uint32_t budget) {
   KeptSet set;
+  if (policy.shifts_positions()) set.entries = kEntryStates[2];
   set.variant = variant;
   set.budget = budget;
-  set.unit = unit_name(unit);
+  set.unit = unit_name(policy.unit());
   set.offsets.push_back(0);
   for (const HeldCache& cache : cell.caches()) {
     const std::span<const std::uint32_t> gone = cache.evicted_at();
+    if (cache.has_own_values()) set.entries = kEntryStates[1];
     for (std::uint32_t p = 0; p < prompt; ++p)
       if (gone[p] != kEvictedInPrompt) set.indices.push_back(p);
     set.offsets.push_back(set.indices.size());
@@ -151,7 +153,7 @@ void emit_variant(const EmitSettings& how, std::size_t number, StepwiseVariant& 
   for (std::size_t b = 0; b < how.settings.budgets.size(); ++b) {
     emit_cell(how, variant.cells[b], number, b, measures, result);
     if (how.settings.save_kept && variant.policy->removal() == Removal::drop)
-      result.kept.push_back(step_kept_set(variant.cells[b], variant.policy->unit(), how.layer.geometry.prompt, static_cast<std::uint32_t>(number),
+      result.kept.push_back(step_kept_set(variant.cells[b], *variant.policy, how.layer.geometry.prompt, static_cast<std::uint32_t>(number),
                                      static_cast<std::uint32_t>(b)));
   }
   variant.cells.clear();

@@ -83,6 +83,7 @@ TEST(PartFile, GivesEveryFieldBackToTheLastBit) {
   EXPECT_EQ(back.kept[4].indices, unit.kept[4].indices);
   EXPECT_EQ(back.kept[4].offsets, unit.kept[4].offsets);
   EXPECT_EQ(back.kept[4].unit, "kv");
+  for (std::size_t i = 0; i < unit.kept.size(); ++i) EXPECT_EQ(back.kept[i].entries, unit.kept[i].entries);
   ASSERT_EQ(back.detail.size(), unit.detail.size());
   EXPECT_EQ(back.detail[5].steps, unit.detail[5].steps);
   EXPECT_EQ(back.detail[5].metric, 2u);

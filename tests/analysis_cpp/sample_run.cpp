@@ -91,7 +91,7 @@ UnitResult sample_unit(const RunRecord& record, const UnitId& unit) {
       result.layer_rows.push_back(
           {v, b, points[b].tokens * 1.0, {value_at(unit.trace, unit.layer, 9, v, b, 3, 0)}});
       result.effects.push_back({v, b, 2, (unit.layer + 1) / 4.0, {1.0f + static_cast<float>(v), -0.5f, 0.25f * static_cast<float>(b), 3}, {4, 2}, {0.5f, 0.125f}});
-      result.kept.push_back({v, b, "kv", {1, 5, 7 + b, 2, 3}, {0, 3, 5}, {}});
+      result.kept.push_back({v, b, "kv", {1, 5, 7 + b, 2, 3}, {0, 3, 5}, {}, kEntryStates[(v + b) % 3]});
     }
   }
   for (std::uint32_t h = 0; h < kHeads; ++h) {

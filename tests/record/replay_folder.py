@@ -95,6 +95,7 @@ def write_replay(folder, traces, cells, metrics=None):
 
 def _write_sets(group, sets):
     group.attrs["unit"] = sets.unit
+    group.attrs["entries"] = "recorded"
     units = sets.units if sets.units is not None else [np.flatnonzero(row != IN_PROMPT) for row in sets.times]
     group["indices"] = np.concatenate([np.asarray(unit) for unit in units]).astype(np.uint32)
     group["offsets"] = np.cumsum([0, *map(len, units)]).astype(np.uint64)

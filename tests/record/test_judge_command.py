@@ -111,23 +111,26 @@ def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path
 def test_what_masks_cannot_show_is_left_out_by_name(recorded, model_folder, tmp_path, judge, random, capsys):
     trace = Trace(recorded("llama"))
     one = lambda: {layer: drawn(random, "kv", 2, trace.prompt, 9) for layer in trace.layers}  # noqa: E731
-    specs = {"think(score=snapkv(window=8),ratio=0.4)": "drops channels", "ada(score=merging(score=knorm))": "merges what it evicts",
-             "key_rotation(score=knorm)": "moves keys", "decode:cam(score=knorm,merge=32)": "merges values",
-             "decode:streaming_llm(sinks=4,shift=true)": "moves keys", "mine_changing": "changes the entries", "oracle_topk": "changes from step to step"}
-    cells = [(0, spec, 9, None if spec == "oracle_topk" else one(), {"logit_error": 0.5 if spec == "mine_changing" else np.nan}) for spec in [*specs, "snapkv"]]
-    write_replay(tmp_path / "run", [recorded("llama")], cells, {"logit_error": "lower"})
-    with h5py.File(tmp_path / "run" / "results.h5", "r+") as results:
-        results["summary/logit_error_count"] = np.array([int(spec == "mine_changing") for spec in [*specs, "snapkv"]])
+    specs = {"think": "changes keys or values", "decode:streaming_llm(shift=true)": "moves keys", "oracle_topk": "changes from step to step"}
+    write_replay(tmp_path / "run", [recorded("llama")], [(0, spec, 9, None if spec == "oracle_topk" else one(), {}) for spec in [*specs, "snapkv"]])
+    with h5py.File(tmp_path / "run" / "kept.h5", "r+") as kept:
+        for cell, entries in enumerate(["changed", "moved"]):
+            for layer in kept[f"kept/{cell}"].values():
+                layer.attrs["entries"] = entries
     assert judge(tmp_path / "run", model_folder("llama")) == 0
     error = capsys.readouterr().err
     for spec, reason in specs.items():
         assert any(f"left out: {spec}: " in line and reason in line for line in error.splitlines()), spec
     with h5py.File(tmp_path / "run" / "closed.h5") as closed:
         assert closed["cells/variant"].asstr()[:].tolist() == ["snapkv"]
-    assert judge(tmp_path / "run", model_folder("llama"), "--policies", "key_rotation") == 2
+    assert judge(tmp_path / "run", model_folder("llama"), "--policies", "decode:streaming_llm") == 2
     assert "no cell of kept.h5 that can be judged fits: moves keys" in capsys.readouterr().err
     assert judge(tmp_path / "run", model_folder("llama"), "--policies", "snapkv") == 0
     assert "left out" not in capsys.readouterr().err  # of what was asked for
+    with h5py.File(tmp_path / "run" / "kept.h5", "r+") as kept:
+        del next(iter(kept["kept/2"].values())).attrs["entries"]
+    assert judge(tmp_path / "run", model_folder("llama")) == 2
+    assert "does not say whether its entries are as recorded" in capsys.readouterr().err
 
 
 def test_without_a_terminal_it_says_how_far_it_is(folder, model_folder, judge, batches, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 """Reads a replay's folder: the cells of kept.h5, what results.h5 says about them, and why some cannot be judged."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from ..errors import RecordError
 
 NEVER = np.iinfo(np.int32).max
 _NEVER_EVICTED, _EVICTED_IN_PROMPT = 0xFFFFFFFF, 0xFFFFFFFE
-# Policies whose caches hold something else than the model's own entries at their own positions.
-_CHANGED = [(r"\bthink\(", "drops channels of the keys that it keeps"), (r"\bmerging\(", "merges what it evicts into what it keeps"),
-            (r"\bkey_rotation\(", "moves keys to other positions"), (r"\bcam\(", "merges values into what it keeps"),
-            (r"\bshift=true\b", "moves keys to other positions")]
+# What the attribute `entries` of a kept set says of caches that hold something else than the model's own entries at their own positions.
+_NOT_RECORDED = {"changed": "changes keys or values of what it keeps", "moved": "moves keys to other positions"}
 
 
 @dataclass(frozen=True)
@@ -97,15 +94,16 @@ class Replay:
 
     def _reason(self, number: int, key: tuple) -> str | None:
         """Why a cell's sets are not all there is to know about its cache; None when they are."""
-        for pattern, meaning in _CHANGED:
-            if re.search(pattern, key[1]):
-                return f"{meaning}, which masks cannot show"
         if key not in self._summary:
             return "some layers have no answer (see /failures of results.h5)"
-        changed = self.results.get("summary/logit_error_count")
-        if changed is not None and changed[self._summary[key]] > 0:
-            return "changes the entries that it keeps, which masks cannot show"
-        return None if f"kept/{number}" in self.kept else "what it keeps changes from step to step, so no set was stored"
+        if f"kept/{number}" not in self.kept:
+            return "what it keeps changes from step to step, so no set was stored"
+        for name, layer in self.kept[f"kept/{number}"].items():
+            if "entries" not in layer.attrs:
+                raise RecordError(f"kept.h5: cell {number}, layer {name} does not say whether its entries are as recorded (an older kvsim wrote it); replay again")
+            if word(layer, "entries") in _NOT_RECORDED:
+                return f"{_NOT_RECORDED[word(layer, 'entries')]}, which masks cannot show"
+        return None
 
     def layers(self, cell: Cell) -> list[int]:
         return sorted(int(name) for name in self.kept[f"kept/{cell.number}"])
