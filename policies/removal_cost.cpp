@@ -2,23 +2,15 @@
 #include "policies/removal_cost.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <string>
 #include <vector>
 
-#include "kernels/error.h"
+#include "kernels/removal.h"
 
 namespace kvsim {
-namespace {
-
-/// Rows whose distances are computed side by side.
-constexpr std::size_t kLanes = 64;
-
-}  // namespace
 
 double removal_cost(double weight, double distance) {
-  constexpr double kLeastRest = 0x1p-24;
   return weight / std::max(1.0 - weight, kLeastRest) * distance;
 }
 
@@ -49,28 +41,7 @@ std::vector<double> output_change(std::span<const double> weight, MatrixView<con
 void add_removal_squares(MatrixView<const float> weights, MatrixView<const float> values,
                          MatrixView<const float> outputs, std::size_t begin, std::size_t end,
                          std::span<double> squares) {
-  KVSIM_CHECK(values.rows >= squares.size() && weights.rows >= squares.size() && outputs.rows == values.cols,
-              "removal costs of {} tokens from {} values of size {}", squares.size(), values.rows,
-              values.cols);
-  std::array<float, kLanes> squared{};
-  for (; begin < end; begin += kLanes) {
-    const std::size_t rows = std::min(kLanes, end - begin);
-    for (std::size_t i = 0; i < squares.size(); ++i) {
-      const float* const weight = weights.row(i) + begin;
-      squared.fill(0.0f);
-      for (std::size_t c = 0; c < values.cols; ++c) {
-        const float v = values.row(i)[c];
-        const float* const output = outputs.row(c) + begin;
-        for (std::size_t r = 0; r < rows; ++r) squared[r] += (v - output[r]) * (v - output[r]);
-      }
-      double sum = squares[i];
-      for (std::size_t r = 0; r < rows; ++r) {
-        const double cost = removal_cost(static_cast<double>(weight[r]), 1.0);
-        sum += cost * cost * static_cast<double>(squared[r]);
-      }
-      squares[i] = sum;
-    }
-  }
+  removal_squares(weights, values, outputs, begin, end, squares);
 }
 
 std::span<const float> decode_removal_cost(const HeadFeatures& head, std::size_t query_head) {
