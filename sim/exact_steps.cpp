@@ -90,14 +90,17 @@ CurveInput ExactSteps::curve_input(const HeadBlock& block) const {
 }
 
 void ExactSteps::add_prompt_sums(std::size_t head, std::span<double> sum) const {
-  // Block by block, so that the sum over all steps is the same however they were cut into ranges.
-  std::vector<double> part(prompt_);
-  for (std::size_t t = 0; t < steps_.count; t += kStepBlock) {
-    const std::size_t begin = head * steps_.count + t;
-    const std::size_t end = head * steps_.count + std::min(steps_.count, t + kStepBlock);
-    column_sums(weights_.view().rows_from(0, prompt_), begin, end, part);
-    for (std::size_t i = 0; i < prompt_; ++i) sum[i] += part[i];
-  }
+  constexpr std::size_t kTokens = 256;  // of one task
+  for_tiles(prompt_, kTokens, [&](std::size_t first, std::size_t last) {
+    // Block by block, so that the sum over all steps is the same however they were cut into ranges.
+    std::array<double, kTokens> part;
+    for (std::size_t t = 0; t < steps_.count; t += kStepBlock) {
+      const std::size_t begin = head * steps_.count + t;
+      const std::size_t end = head * steps_.count + std::min(steps_.count, t + kStepBlock);
+      column_sums(weights_.view().rows_from(first, last - first), begin, end, part);
+      for (std::size_t i = first; i < last; ++i) sum[i] += part[i - first];
+    }
+  });
 }
 
 std::size_t ExactSteps::bytes_needed(const LayerGeometry& g, std::size_t steps, bool with_ranks) {
