@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "policies/recipe.h"
@@ -131,6 +132,24 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
   });
 }
 
+void UnitReplay::emit_all(std::size_t first, std::size_t last, UnitResult& result) {
+  std::vector<UnitResult> parts(last - first);
+  for (const std::exception_ptr& error : run_on_all_threads(parts.size(), [&](std::size_t i) { emit(first + i, parts[i]); }))
+    if (error) std::rethrow_exception(error);
+  const auto append = [](auto& to, auto& from) {
+    to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+  };
+  for (UnitResult& part : parts) {
+    append(result.rows, part.rows);
+    append(result.layer_rows, part.layer_rows);
+    append(result.cells, part.cells);
+    append(result.effects, part.effects);
+    append(result.failures, part.failures);
+    append(result.kept, part.kept);
+    append(result.detail, part.detail);
+  }
+}
+
 UnitResult UnitReplay::run() {
   using Clock = std::chrono::steady_clock;
   UnitResult result;
@@ -164,7 +183,7 @@ UnitResult UnitReplay::run() {
     } else {
       measure_streamed(first, last);
     }
-    for (std::size_t v = first; v < last; ++v) emit(v, result);
+    emit_all(first, last, result);
     measuring += seconds(start);
   }
   std::stable_sort(result.rows.begin(), result.rows.end(),

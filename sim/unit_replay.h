@@ -96,6 +96,8 @@ class UnitReplay {
   void measure_variant(std::size_t v, std::size_t kv, const ExactSteps& exact);
   void add_exact_projection(std::size_t kv, const ExactSteps& exact);
   void emit(std::size_t v, UnitResult& result);
+  /// Variants first .. last - 1 by all threads, in the order of the variants.
+  void emit_all(std::size_t first, std::size_t last, UnitResult& result);
   void emit_cell(std::size_t v, std::size_t budget, UnitResult& result);
   void emit_layer_row(CellDistributions& cell, std::span<const double> squares, double resident, UnitResult& result);
   void emit_effect(VariantState& state, const CellDistributions& cell, UnitResult& result);
