@@ -1,6 +1,7 @@
 """The tables and the figure of the fidelity study: the tuning and the reporting half apart."""
 
 import argparse
+import dataclasses
 import os
 
 import matplotlib
@@ -11,6 +12,7 @@ from .commands import fidelity as command
 
 GOAL_MEAN, GOAL_EACH = 0.95, 0.85
 HALVES = ("tuning", "reporting")
+_DRAWN = ("predicted_kl", "projected_sum", "predicted_kl_layers", "output_error", "attention_recall", "miss_rate")
 _FITTED = ("residual_error", "predicted_kl_layers")
 
 
@@ -27,11 +29,8 @@ def study(out, prompts, planned, theme):
         lines += ["", f"== the {half} half: {kinds}", ""]
         lines += command.tables(source, judgements[half], 5, 0, os.path.join(out, half))
         if half == "reporting":
-            lines += [
-                "",
-                *_goals(judgements[half]),
-                _without_references(fidelity.gather(source, folders, references=False)),
-            ]
+            lines += ["", *_goals(judgements[half])]
+            lines += ["", *_harder(fidelity.gather(source, folders, references=False))]
         if half == "reporting" or len(prompts) == 1:
             _draw(os.path.join(out, "fidelity.png"), source, judgements[half], theme)
     if len(judgements) == 2:
@@ -43,7 +42,9 @@ def study(out, prompts, planned, theme):
 
 def _draw(path, source, judgement, theme):
     args = argparse.Namespace(theme=theme, trace=None, seed=0, title=None)
-    with matplotlib.rc_context({**style.rc(theme), "savefig.dpi": 110}):
+    shown = {name: values for name, values in judgement.predictors.items() if name in _DRAWN}
+    judgement = dataclasses.replace(judgement, predictors=shown or judgement.predictors)
+    with matplotlib.rc_context({**style.rc(theme), "savefig.dpi": 100}):
         output.write(command.draw(source, judgement, args), path, "png")
 
 
@@ -61,11 +62,25 @@ def _goals(judgement):
     ]
 
 
-def _without_references(judgement):
-    """Oracles and random lie at the ends, where any figure orders well."""
+def _harder(judgement):
+    """Correlations without what makes order easy; `judgement` is without oracles and random, which lie at the ends."""
     shown = [p for p in ("predicted_kl", "projected_sum", "output_error") if p in judgement.predictors]
-    means = (f"{p} {fidelity_text.number(fidelity.correlation(judgement, p).mean)}" for p in shown)
-    return f"without oracles and random, on the mean over prompts: {', '.join(means)}"
+    budgets = list(dict.fromkeys(budget for _, budget in judgement.points))
+    rows = [["without oracles and random", "all budgets", *(f"at {b} alone" for b in budgets)]]
+    for name in shown:
+        parts = [judgement, *(_at_budget(judgement, b) for b in budgets)]
+        rows.append([name, *(fidelity_text.number(fidelity.correlation(part, name).mean) for part in parts)])
+    return fidelity_text.aligned(rows)
+
+
+def _at_budget(judgement, budget):
+    at = [i for i, (_, b) in enumerate(judgement.points) if b == budget]
+    return dataclasses.replace(
+        judgement,
+        points=[judgement.points[i] for i in at],
+        kl=judgement.kl[:, at],
+        predictors={name: values[:, at] for name, values in judgement.predictors.items()},
+    )
 
 
 def _fit(tuning, reporting):
