@@ -94,7 +94,7 @@ TEST_F(ReportClosed, WarnsOfOpenLoopFiguresWhereTheModelWasNotAsked) {
   expect_has(printed.out,
              "note: open-loop figures alone (set_consistency): they order policies only roughly");
   expect_has(printed.out, "'kvsim-judge " + folder_.path() + "'");
-  EXPECT_EQ(printed.out.find("rank correlation"), std::string::npos);
+  EXPECT_EQ(printed.out.find("how well each figure orders"), std::string::npos);
   expect_has(report({folder_.path(), "--at", "set_consistency>=0.75"}).out, "note: open-loop figures alone");
   expect_has(report({folder_.path(), "--compare", "h2o", "snapkv"}).out, "note: open-loop figures alone");
 }
@@ -124,9 +124,11 @@ TEST_F(ReportClosed, ShowsHowWellEachFigureOrdersTheJudgedCells) {
              "set_consistency              0.80      4\n");
   expect_has(report({folder_.path(), "--format", "md"}).out,
              "| output_error    |             0.80 |     4 |");
-  EXPECT_EQ(report({folder_.path(), "--format", "csv"}).out.find("rank correlation"), std::string::npos);
-  EXPECT_EQ(report({folder_.path(), "--x", "layer", "--y", "output_error"}).out.find("rank correlation"),
+  EXPECT_EQ(report({folder_.path(), "--format", "csv"}).out.find("how well each figure orders"),
             std::string::npos);
+  EXPECT_EQ(
+      report({folder_.path(), "--x", "layer", "--y", "output_error"}).out.find("how well each figure orders"),
+      std::string::npos);
 }
 
 TEST_F(ReportClosed, CorrelatesMeansOverTracesAndEachTrace) {
@@ -170,8 +172,8 @@ TEST_F(ReportClosed, GivesStatisticsOverStepsConditionsAndComparisons) {
 TEST_F(ReportClosed, ReadsNamedFilesAndRefusesThoseOfOtherRuns) {
   const std::string other = folder_.path() + "/other.h5";
   write_closed(other, judged());
-  expect_has(report({folder_.path(), "--closed", other}).out, "rank correlation");
-  EXPECT_EQ(report({folder_.path()}).out.find("rank correlation"), std::string::npos);
+  expect_has(report({folder_.path(), "--closed", other}).out, "how well each figure orders");
+  EXPECT_EQ(report({folder_.path()}).out.find("how well each figure orders"), std::string::npos);
   write_closed(other, {{"elsewhere", "h2o()", 10, 1}});
   const auto none = report({folder_.path(), "--closed", other});
   EXPECT_EQ(none.code, kWrongUse);
