@@ -72,6 +72,10 @@ void check_cells(const h5::Group& root, const ClosedFile& file) {
     if (std::any_of(file.kl[i].begin(), file.kl[i].end(),
                     [](double kl) { return std::isinf(kl) || kl < kLeastDivergence; }))
       refuse(root, "/steps/kl holds values that are no divergence");
+    if (std::any_of(file.agreement[i].begin(), file.agreement[i].end(), [](double value) {
+          return !std::isnan(value) && value != 0 && value != 1 && value != kNoStep;
+        }))
+      refuse(root, "/steps/top1_agree holds something else than 0, 1 and 255");
     if (file.agreement[i].size() != file.kl[i].size() ||
         file.likelihood_change[i].size() != file.kl[i].size())
       refuse(root, "the tables of /steps differ in shape");

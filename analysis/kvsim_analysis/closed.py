@@ -68,6 +68,10 @@ def _check(path, cells, steps):
     # A divergence is not below 0; single precision may leave a rounding error there.
     if np.isinf(steps["kl"]).any() or (steps["kl"] < -1e-3).any():
         raise UserError(f"{path}: /steps/kl holds values that are no divergence; let kvsim-judge write it again")
+    if not np.isin(steps["top1_agree"], (0, 1, _NO_STEP)).all():
+        raise UserError(
+            f"{path}: /steps/top1_agree holds something else than 0, 1 and 255; let kvsim-judge write it again"
+        )
     keys = list(zip(map(str, cells["trace"]), map(str, cells["variant"]), cells["budget_tokens"].tolist()))
     if len(set(keys)) < count:
         raise UserError(f"{path}: a cell stands there twice; let kvsim-judge write it again")

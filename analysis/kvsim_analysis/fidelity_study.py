@@ -3,7 +3,7 @@
 Twelve prompts of four kinds are recorded with SmolLM2 (--sensitivity 8 --output-proj), the policies of analysis/studies/fidelity.ini are replayed
 at 10%, 20% and 40% of the prompt, and the model itself runs with every kept set (kvsim-judge). Printed are rank correlations of every predictor
 with the true divergence, per prompt and on the mean over prompts, for the half of the prompts that predictors may be tuned on and for the
-half that they may not. --out keeps everything; the same command continues where it was stopped. Two hours at most on two cores; 6 GB of disk.
+half that they may not. --out keeps everything; the same command continues where it was stopped. Two hours at most on two cores; 3 GB of disk.
 """
 
 import argparse

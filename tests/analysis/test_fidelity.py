@@ -233,6 +233,7 @@ class Damaged(unittest.TestCase):
             ("steps/kl", np.full((5, 4), -1.0), "no divergence"),
             ("steps/kl", np.full((5, 4), np.inf), "no divergence"),
             ("steps/top1_agree", np.zeros((5, 3), np.uint8), "differ in shape"),
+            ("steps/top1_agree", np.full((5, 4), 7, np.uint8), "something else than 0, 1 and 255"),
             ("cells/budget_tokens", np.array([128] * 4), "differ in length"),
             ("cells/variant", np.array([b"h2o"] * 5), "stands there twice"),
         ):

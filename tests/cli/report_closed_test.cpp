@@ -210,6 +210,14 @@ TEST_F(ReportClosed, RefusesDamagedFilesInOneLine) {
   }
   refuses("/steps/kl is [1], not [1 cells, steps]");
   write_closed(closed(), judged());
+  {
+    const std::vector<std::uint8_t> seven(5 * 4, 7);
+    h5::Dataset agree = h5::File::open_for_writing(closed()).dataset("steps/top1_agree");
+    agree.write_raw(std::vector<std::uint64_t>{0, 0}, std::vector<std::uint64_t>{5, 4},
+                    std::as_bytes(std::span(seven)));
+  }
+  refuses("something else than 0, 1 and 255");
+  write_closed(closed(), judged());
   std::filesystem::resize_file(closed(), 1500);
   refuses("closed.h5");
   std::ofstream(closed()) << "no HDF5";
