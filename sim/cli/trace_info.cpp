@@ -129,8 +129,10 @@ void print_lacks(const TraceInfo& t) {
       "expected-attention policies need them or all queries (--stats)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_output_proj; }), "output_proj",
       "projected_error is undefined there (--output-proj)");
-  say(layers_with(t, [](const LayerInfo& l) { return l.sensitivity_samples > 0 && !l.residual_norm.empty(); }), "sensitivity",
-      "no predicted_kl (--sensitivity 8 --output-proj)");
+  say(layers_with(t, [](const LayerInfo& l) { return !l.residual_norm.empty(); }), "residual_norm",
+      "predicted_kl is undefined (--output-proj)");
+  say(layers_with(t, [](const LayerInfo& l) { return l.sensitivity_samples > 0; }), "sensitivity",
+      "the predictions by sensitivities are undefined (--sensitivity 8)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_hidden; }), "hidden",
       "gates can be computed only while recording (--hidden)");
   say(layers_with(t, [](const LayerInfo& l) { return l.has_retention; }), "retention",
