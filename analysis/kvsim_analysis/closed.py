@@ -57,24 +57,24 @@ def _digest(file, trace):
 def _check(path, cells, steps):
     count = len(cells["trace"])
     if any(len(column) != count for column in cells.values()):
-        raise UserError(f"{path}: the columns of /cells differ in length; let kvsim-judge write it again")
+        raise UserError(f"{path}: the columns of /cells differ in length; remove it and let kvsim-judge write it again")
     for name, values in steps.items():
         if values.ndim != 2 or len(values) != count or not np.issubdtype(values.dtype, np.number):
             raise UserError(
-                f"{path}:/steps/{name} is {values.shape}, not [{count} cells, steps]; let kvsim-judge write it again"
+                f"{path}:/steps/{name} is {values.shape}, not [{count} cells, steps]; remove it and let kvsim-judge write it again"
             )
         if values.shape != steps["kl"].shape:
-            raise UserError(f"{path}: /steps/{name} and /steps/kl differ in shape; let kvsim-judge write it again")
+            raise UserError(f"{path}: /steps/{name} and /steps/kl differ in shape; remove it and let kvsim-judge write it again")
     # A divergence is not below 0; single precision may leave a rounding error there.
     if np.isinf(steps["kl"]).any() or (steps["kl"] < -1e-3).any():
-        raise UserError(f"{path}: /steps/kl holds values that are no divergence; let kvsim-judge write it again")
+        raise UserError(f"{path}: /steps/kl holds values that are no divergence; remove it and let kvsim-judge write it again")
     if not np.isin(steps["top1_agree"], (0, 1, _NO_STEP)).all():
         raise UserError(
-            f"{path}: /steps/top1_agree holds something else than 0, 1 and 255; let kvsim-judge write it again"
+            f"{path}: /steps/top1_agree holds something else than 0, 1 and 255; remove it and let kvsim-judge write it again"
         )
     keys = list(zip(map(str, cells["trace"]), map(str, cells["variant"]), cells["budget_tokens"].tolist()))
     if len(set(keys)) < count:
-        raise UserError(f"{path}: a cell stands there twice; let kvsim-judge write it again")
+        raise UserError(f"{path}: a cell stands there twice; remove it and let kvsim-judge write it again")
 
 
 def _mean(values):

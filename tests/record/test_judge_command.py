@@ -207,3 +207,87 @@ def test_help_teaches_with_examples_and_does_not_load_torch():
 def test_the_package_has_the_command():
     project = (Path(__file__).parents[2] / "traces" / "record" / "pyproject.toml").read_text()
     assert 'kvsim-judge = "kvsim_record.closed.cli:main"' in project
+
+
+def test_a_trace_whose_name_has_slashes_is_continued(folder, model_folder, judge, batches, capsys):
+    for name, column in (("results.h5", "traces/name"), ("kept.h5", "cells/trace")):
+        with h5py.File(folder / name, "r+") as file:
+            file[column][:] = np.array(["./runs/a/llama.h5"] * len(file[column]), dtype=object)
+    assert judge(folder, model_folder("llama"), "--policies", "full") == 0
+    batches.clear()
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 5
+    with h5py.File(folder / "closed.h5") as closed:
+        assert len(closed["full/./runs/a/llama.h5/entropy"]) == closed["steps/kl"].shape[1]
+    assert judge(folder, model_folder("llama")) == 0 and "every cell is finished already" in capsys.readouterr().err
+
+
+def rewrite(path, name, change):
+    """Replaces a dataset by what `change` makes of it; None removes it."""
+    with h5py.File(path, "r+") as file:
+        values, attributes = file[name][()], dict(file[name].attrs)
+        del file[name]
+        if (made := change(values)) is not None:
+            file[name] = made
+            file[name].attrs.update(attributes)
+
+
+@pytest.mark.parametrize("name,change", [
+    ("steps/kl", lambda v: v[:1]), ("steps/kl", lambda v: v[:, :3]), ("steps/kl", lambda v: v[0]), ("steps/top1_agree", lambda v: v[:, :3]),
+    ("cells/variant", lambda v: v[:1]), ("cells/trace", lambda v: None), ("cells/kept", lambda v: np.arange(len(v))),
+    ("full/llama/entropy", lambda v: v[:3]), ("full/llama/entropy", lambda v: v[0]),
+])
+def test_a_damaged_closed_h5_is_one_line(name, change, folder, model_folder, judge, capsys):
+    assert judge(folder, model_folder("llama"), "--policies", "full,mine_kv") == 0
+    rewrite(folder / "closed.h5", name, change)
+    assert judge(folder, model_folder("llama")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "closed.h5: exists and cannot be read (" in error and "remove it or choose another -o" in error
+
+
+@pytest.mark.parametrize("file,name,change,message", [
+    ("kept.h5", "kept/0/000/indices", lambda v: v[:-1], "do not divide its"),
+    ("kept.h5", "kept/0/000/offsets", lambda v: v + np.uint64(1), "do not divide its"),
+    ("kept.h5", "kept/0/000/indices", lambda v: v[::-1], "not ascending positions of the prompt"),
+    ("kept.h5", "kept/0/000/indices", lambda v: v + np.uint32(1000), "not ascending positions of the prompt"),
+    ("kept.h5", "kept/0/000/indices", lambda v: None, "damaged"),
+    ("kept.h5", "kept/3/000/evicted_at", lambda v: v[:, :-1], "evicted_at is [2, "),
+    ("kept.h5", "kept/3/000/evicted_at", lambda v: v[:1], "evicted_at is [1, "),
+    ("kept.h5", "kept/3/000/evicted_at", lambda v: v[0], "evicted_at is ["),
+    ("kept.h5", "cells/variant", lambda v: v[:-1], "damaged"),
+    ("kept.h5", "cells/budget_tokens", lambda v: None, "damaged"),
+    ("results.h5", "summary/trace", lambda v: v + 7, "damaged"),
+    ("results.h5", "summary/variant", lambda v: v[:-1], "damaged"),
+    ("results.h5", "variants/spec", lambda v: np.arange(len(v)), "damaged"),
+])
+def test_a_damaged_replay_is_one_line(file, name, change, message, folder, model_folder, judge, capsys):
+    rewrite(folder / file, name, change)
+    assert judge(folder, model_folder("llama")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("kvsim-judge: error: ") and message in error and "replay it again" in error
+
+
+@pytest.mark.parametrize("name,value", [("steps/kl", np.nan), ("steps/kl", np.inf), ("steps/kl", -1.0), ("steps/top1_agree", 7)])
+def test_a_cell_whose_figures_make_no_sense_runs_again(name, value, folder, model_folder, judge, batches, capsys):
+    assert judge(folder, model_folder("llama")) == 0
+    with h5py.File(folder / "closed.h5", "r+") as closed:
+        before = closed[name][:]
+        closed[name][1, 2] = value
+    batches.clear()
+    assert judge(folder, model_folder("llama")) == 0 and len(batches) == 1
+    assert "mine_query(b=2) at 20 tokens: closed.h5 holds values that are no divergence; it runs again" in capsys.readouterr().err
+    with h5py.File(folder / "closed.h5") as closed:
+        assert np.array_equal(closed[name][:], before)
+
+
+def test_texts_of_another_length_are_made_anew(folder, model_folder, judge, batches):
+    def texts(length):
+        assert judge(folder, model_folder("llama"), "--policies", "mine_kv,mine_query", "--generate", str(length)) == 0
+        with h5py.File(folder / "closed.h5") as closed:
+            found = [closed["generated/0"], closed["generated/1"], closed["full/llama/generated"]]
+            assert [text.attrs["tokens"] for text in found] == [length] * 3
+            return [text.asstr()[()] for text in found]
+
+    short, long = texts(3), texts(9)
+    assert short != long and all(b.startswith(a[:2]) for a, b in zip(short, long))
+    batches.clear()
+    assert texts(9) == long and batches == []

@@ -1,5 +1,6 @@
 """Reads a replay's folder: the cells of kept.h5, what results.h5 says about them, and why some cannot be judged."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,23 @@ from ..errors import RecordError
 NEVER = np.iinfo(np.int32).max
 _NEVER_EVICTED, _EVICTED_IN_PROMPT = 0xFFFFFFFF, 0xFFFFFFFE
 # What the attribute `entries` of a kept set says of caches that hold something else than the model's own entries at their own positions.
+DAMAGE = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError)  # what reading a damaged file raises
 _NOT_RECORDED = {"changed": "changes keys or values of what it keeps", "moved": "moves keys to other positions"}
+
+
+def reason(error: Exception) -> str:
+    return next(iter(str(error).strip("'\"").splitlines()), type(error).__name__)
+
+
+def _damage_refused(method):
+    """Makes one line of what a damaged file raises in a method of Replay."""
+    @functools.wraps(method)
+    def guarded(self, *args):
+        try:
+            return method(self, *args)
+        except DAMAGE as error:
+            raise RecordError(f"{self.folder}: kept.h5 or results.h5 is damaged ({reason(error)}); replay it again") from error
+    return guarded
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,11 @@ class Replay:
         self.folder = folder
         self.kept = _open(folder / "kept.h5", "kvsim-kept", "replay again with --save kept")
         self.results = _open(folder / "results.h5", "kvsim-results", "let the replay finish: the same command continues it")
-        self.traces = [TraceEntry(*row) for row in zip(*(text(self.results, f"traces/{name}") for name in ("name", "path", "digest")))]
+        self._read()
+
+    @_damage_refused
+    def _read(self) -> None:
+        self.traces = [TraceEntry(*row) for row in zip(*(text(self.results, f"traces/{name}") for name in ("name", "path", "digest")), strict=True)]
         self._variants = text(self.results, "variants/spec")
         self._summary = self._summary_rows()
         self.left_out: dict[str, str] = {}
@@ -67,7 +88,7 @@ class Replay:
     def _summary_rows(self) -> dict[tuple, int]:
         """(trace, variant, budget in tokens) -> row of /summary; the first where two requests mean the same budget."""
         summary, names, found = self.results["summary"], [trace.name for trace in self.traces], {}
-        for row, (t, v, tokens) in enumerate(zip(summary["trace"][:], summary["variant"][:], summary["budget_tokens"][:])):
+        for row, (t, v, tokens) in enumerate(zip(summary["trace"][:], summary["variant"][:], summary["budget_tokens"][:], strict=True)):
             found.setdefault((names[t], self._variants[v], int(tokens)), row)
         return found
 
@@ -77,7 +98,7 @@ class Replay:
         oracles = dict(zip(self._variants, self.results["variants/oracle"][:]))
         requests, request = text(self.results, "budgets/text"), self.results["summary/budget_request"][:]
         cells, seen = [], set()
-        for number, key in enumerate(zip(*columns)):
+        for number, key in enumerate(zip(*columns, strict=True)):
             trace, variant, tokens = key
             if key in seen:
                 continue  # two requests that mean the same budget
@@ -105,9 +126,11 @@ class Replay:
                 return f"{_NOT_RECORDED[word(layer, 'entries')]}, which masks cannot show"
         return None
 
+    @_damage_refused
     def layers(self, cell: Cell) -> list[int]:
         return sorted(int(name) for name in self.kept[f"kept/{cell.number}"])
 
+    @_damage_refused
     def last_steps(self, cell: Cell, layer: int, heads: tuple[int, int], prompt: int, steps: int) -> np.ndarray:
         """The last step at which each query head can read each position, int32 [Hq, T + S]: -1 = none, NEVER = all.
         `heads`: query and KV heads."""
@@ -117,14 +140,20 @@ class Replay:
         if units not in {"kv": [heads[1]], "query": [heads[0]], "layer": [1, heads[1]]}.get(unit, []):  # layer: one set, or equal ones for all KV heads
             raise RecordError(f"kept.h5: cell {cell.number}, layer {layer} has {units} units of kind {unit}, which do not fit the trace; replay it again")
         if "evicted_at" in group:
-            return np.repeat(_of_times(group["evicted_at"][:], prompt + steps), heads[0] // units, axis=0)
+            return np.repeat(_of_times(group["evicted_at"][:], (units, prompt + steps)), heads[0] // units, axis=0)
         last = np.full((units, prompt + steps), -1, dtype=np.int32)
         last[:, prompt:] = NEVER
         indices = group["indices"][:]
+        if offsets[0] != 0 or offsets[-1] != len(indices) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"offsets of {group.name} do not divide its {len(indices)} indices")
         for u in range(units):
-            last[u, indices[offsets[u] : offsets[u + 1]]] = NEVER
+            kept = indices[offsets[u] : offsets[u + 1]].astype(np.int64)
+            if (np.diff(kept) <= 0).any() or (len(kept) and not 0 <= kept[0] <= kept[-1] < prompt):
+                raise ValueError(f"indices of {group.name} are not ascending positions of the prompt")
+            last[u, kept] = NEVER
         return np.repeat(last, heads[0] // units, axis=0)
 
+    @_damage_refused
     def digest(self, cell: Cell) -> str:
         """Stands for a cell's sets: the first 16 hex digits of SHA-256 over all of its arrays."""
         found = hashlib.sha256()
@@ -135,10 +164,12 @@ class Replay:
                 found.update(np.ascontiguousarray(group[name][:]).tobytes())
         return found.hexdigest()[:16]
 
+    @_damage_refused
     def figure(self, cell: Cell, metric: str) -> float:
         """A cell's mean of a metric, as the summary has it."""
         return float(self.results[f"summary/{metric}_mean"][self._summary[cell.key]])
 
+    @_damage_refused
     def direction(self, metric: str) -> str:
         """`higher` or `lower`; RecordError where the run did not compute that metric."""
         directions = dict(zip(text(self.results, "metrics/name"), text(self.results, "metrics/direction")))
@@ -147,9 +178,9 @@ class Replay:
         return directions[metric]
 
 
-def _of_times(evicted_at: np.ndarray, tokens: int) -> np.ndarray:
-    if evicted_at.shape[1] != tokens:
-        raise RecordError(f"kept.h5: evicted_at has {evicted_at.shape[1]} positions, the trace {tokens}; replay it again")
+def _of_times(evicted_at: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if evicted_at.shape != shape:
+        raise RecordError(f"kept.h5: evicted_at is {list(evicted_at.shape)}, not {list(shape)} units and positions; replay it again")
     last = np.minimum(evicted_at, NEVER).astype(np.int32)
     last[evicted_at == _NEVER_EVICTED] = NEVER
     last[evicted_at == _EVICTED_IN_PROMPT] = -1

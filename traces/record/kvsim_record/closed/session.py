@@ -101,6 +101,9 @@ class Session:
                 self._progress.say(f"{name}: another recording than {self._out} was made from; its cells run again")
                 found.full.pop(name)
                 found.cells = {key: cell for key, cell in found.cells.items() if key[0] != name}
+        for cell in [cell for cell in found.cells.values() if not cell.sound]:
+            self._progress.say(f"{cell.variant} at {cell.budget_tokens} tokens: {self._out.name} holds values that are no divergence; it runs again")
+            found.cells.pop(cell.key)
         known = set(self._order)
         found.cells = {key: cell for key, cell in found.cells.items() if key in known}
         return found
@@ -111,10 +114,14 @@ class Session:
             self._progress.say(f"{cell.variant} at {cell.budget_tokens} tokens: kept.h5 has changed; it runs again")
             self.closed.cells.pop(cell.key)
             return True
-        return judged is None or (self._can_generate(cell) and judged.text is None)
+        return judged is None or (self._can_generate(cell) and self._lacks_text(judged))
 
     def _can_generate(self, cell: Cell) -> bool:
         return self.generating and not cell.policy.startswith("decode:")
+
+    def _lacks_text(self, known: Judged | FullRun) -> bool:
+        """Whether there is no text yet, or one for another --generate."""
+        return known.text is None or known.text_tokens != self._args.generate
 
     # --- what the model does -----------------------------------------------------------------------------------
 
@@ -138,10 +145,10 @@ class Session:
                            f"{some} layers are masked" + ("" if some == "all" else ": those recorded; the others keep everything"))
         judge, ends = Judge(full), end_tokens(loaded.model, loaded.tokenizer)
         before = self.closed.full.get(recorded.name)
-        run = FullRun(recorded.digest, judge.entropy, judge.likelihood, recorded.layers, layers, error, before.text if before else None)
+        run = FullRun(recorded.digest, judge.entropy, judge.likelihood, recorded.layers, layers, error, *((before.text, before.text_tokens) if before else ()))
         self.closed.full[recorded.name] = run
-        if self.generating and run.text is None:
-            run.text = _text(loaded, generate(full, None, 1, self._args.generate, ends)[0])
+        if self.generating and self._lacks_text(run):
+            run.text, run.text_tokens = _text(loaded, generate(full, None, 1, self._args.generate, ends)[0]), self._args.generate
         size = judge.cells_at_once()
         for begin in range(0, len(cells), size):
             self._judge_batch(loaded, full, judge, cells[begin : begin + size], ends)
@@ -155,7 +162,8 @@ class Session:
         if able:
             chosen = {layer: table[able] for layer, table in last.items()}
             for i, tokens in zip(able, generate(full, chosen, len(able), self._args.generate, ends)):
-                self.closed.cells[cells[i].key].text = _text(loaded, tokens)
+                judged = self.closed.cells[cells[i].key]
+                judged.text, judged.text_tokens = _text(loaded, tokens), self._args.generate
         self._progress.step(len(cells))
         if time.monotonic() - self._written > _WRITE_EVERY:
             self.closed.write(self._out, self._order)

@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import RecordError
 from ..writer import set_attributes
 from . import FORMAT_NAME, FORMAT_VERSION
-from .kept import text, word
+from .kept import DAMAGE, reason, text, word
 
 NO_STEP = 255  # of top1_agree, where a shorter trace has no such step
 _COLUMNS = ["trace", "policy", "variant", "budget_tokens", "kl", "kl_p95", "top1_agreement", "log_likelihood_change", "steps"]
@@ -34,10 +34,16 @@ class Judged:
     agree: np.ndarray
     likelihood: np.ndarray
     text: str | None = None
+    text_tokens: int = 0  # how many were asked for
 
     @property
     def key(self) -> tuple:
         return self.trace, self.variant, self.budget_tokens
+
+    @property
+    def sound(self) -> bool:
+        """Whether these are divergences, of which single precision may leave a rounding error below 0, and answers of yes or no."""
+        return bool(np.isfinite(self.kl).all() and (self.kl >= -1e-3).all() and np.isin(self.agree, (0, 1)).all())
 
 
 @dataclass
@@ -52,6 +58,7 @@ class FullRun:
     num_layers: int
     keys_error: float
     text: str | None = None
+    text_tokens: int = 0
 
 
 @dataclass
@@ -92,11 +99,9 @@ class Closed:
                 file[f"full/{trace}/entropy"], file[f"full/{trace}/log_likelihood"] = run.entropy, run.likelihood
                 set_attributes(file[f"full/{trace}"], {"digest": run.digest, "layers_masked": _list(run.layers), "num_layers": run.num_layers,
                                                        "keys_error": run.keys_error})
-                if run.text is not None:
-                    file[f"full/{trace}"].create_dataset("generated", data=run.text, dtype=strings)
+                _write_text(file, f"full/{trace}/generated", run)
             for number, cell in enumerate(cells):
-                if cell.text is not None:
-                    file.create_dataset(f"generated/{number}", data=cell.text, dtype=strings)
+                _write_text(file, f"generated/{number}", cell)
 
     def _layers(self) -> str:
         """Of all traces, where they agree."""
@@ -113,26 +118,46 @@ def read(path: Path) -> Closed | None:
             if word(file, "format") != FORMAT_NAME or not word(file, "version").startswith("1."):
                 raise RecordError(f"{path}: exists and is not a {FORMAT_NAME} file; it is left alone, choose another -o")
             return _read(file)
-    except (OSError, KeyError) as error:
-        raise RecordError(f"{path}: exists and cannot be read ({str(error).splitlines()[0]}); remove it or choose another -o") from error
+    except DAMAGE as error:
+        raise RecordError(f"{path}: exists and cannot be read ({reason(error)}); remove it or choose another -o") from error
 
 
 def _read(file: h5py.File) -> Closed:
     attrs = file.attrs
     closed = Closed(str(attrs["model"]), str(attrs["dtype"]), int(attrs["seed"]), str(attrs["created"]))
-    for trace, group in file.get("full", {}).items():
-        said = lambda name: group[name].asstr()[()] if name in group else None  # noqa: E731
-        layers = [int(layer) for layer in str(group.attrs["layers_masked"]).split(",")]
-        closed.full[trace] = FullRun(str(group.attrs["digest"]), group["entropy"][:], group["log_likelihood"][:], layers,
-                                     int(group.attrs["num_layers"]), float(group.attrs["keys_error"]), said("generated"))
     columns = [text(file, f"cells/{name}") for name in ("trace", "policy", "variant")] + [file["cells/budget_tokens"][:].tolist(), text(file, "cells/kept")]
-    kl, agree, likelihood = (file[f"steps/{name}"] for name in ("kl", "top1_agree", "log_likelihood"))
-    for number, row in enumerate(zip(*columns)):
-        steps = len(closed.full[row[0]].entropy)
-        said = file[f"generated/{number}"].asstr()[()] if f"generated/{number}" in file else None
-        cell = Judged(*row, kl[number, :steps], agree[number, :steps], likelihood[number, :steps], said)
+    steps = [file[f"steps/{name}"][:] for name in ("kl", "top1_agree", "log_likelihood")]
+    # By the cells' own names: one with slashes lies deeper in /full.
+    closed.full = {trace: _full(file[f"full/{trace}"]) for trace in dict.fromkeys(columns[0])}
+    longest = max((len(run.entropy) for run in closed.full.values()), default=0)
+    if any(table.shape != (len(columns[0]), longest) for table in steps):
+        raise ValueError(f"the tables of /steps are not [{len(columns[0])} cells, {longest} steps]")
+    for number, row in enumerate(zip(*columns, strict=True)):
+        count = len(closed.full[row[0]].entropy)
+        cell = Judged(*row, *(table[number, :count] for table in steps), *_text(file, f"generated/{number}"))
         closed.cells[cell.key] = cell
     return closed
+
+
+def _full(group: h5py.Group) -> FullRun:
+    entropy, likelihood = group["entropy"][:], group["log_likelihood"][:]
+    if entropy.ndim != 1 or entropy.shape != likelihood.shape:
+        raise ValueError(f"entropy and log_likelihood of {group.name} are not of one length")
+    layers = [int(layer) for layer in str(group.attrs["layers_masked"]).split(",")]
+    return FullRun(str(group.attrs["digest"]), entropy, likelihood, layers, int(group.attrs["num_layers"]), float(group.attrs["keys_error"]),
+                   *_text(group, "generated"))
+
+
+def _text(group: h5py.Group, name: str) -> tuple[str | None, int]:
+    """A generated text and how many tokens were asked for (0 where the file does not say)."""
+    if name not in group:
+        return None, 0
+    return group[name].asstr()[()], int(group[name].attrs.get("tokens", 0))
+
+
+def _write_text(file: h5py.File, name: str, said: Judged | FullRun) -> None:
+    if said.text is not None:
+        file.create_dataset(name, data=said.text, dtype=h5py.string_dtype("utf-8")).attrs["tokens"] = said.text_tokens
 
 
 def figures(cell: Judged, full: FullRun) -> dict[str, float]:
@@ -164,7 +189,6 @@ def _replace(path: Path, fill) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise RecordError(f"{path}: writing failed ({reason})") from error
+        raise RecordError(f"{path}: writing failed ({os.strerror(error.errno) if error.errno else reason(error)})") from error
     finally:
         part.unlink(missing_ok=True)
