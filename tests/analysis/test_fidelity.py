@@ -273,6 +273,18 @@ class Command(unittest.TestCase):
         self.assertEqual([r["cells"] for r in rows], ["5", "5", "5"])
         self.assertTrue(os.path.exists(os.path.join(folder, "fidelity-missed.csv")))
 
+    def test_refuses_names_whose_table_would_replace_one_of_the_folder(self):
+        folder = judged_run([SWAPPED])
+        for name in ("closed.png", "results.pdf", "summary.svg", "layers.png"):
+            table = os.path.join(folder, name.split(".")[0] + ".csv")
+            with open(table, "w") as file:
+                file.write("precious")
+            code, out, err = support.plot("fidelity", folder, "--y", "output_error", "-o", os.path.join(folder, name))
+            self.assertEqual((code, out, len(err.strip().splitlines())), (2, "", 1), err)
+            self.assertIn("would replace " + os.path.basename(table), err)
+            with open(table) as file:
+                self.assertEqual(file.read(), "precious")
+
     def test_says_that_one_prompt_is_resampled_over_cells(self):
         code, out, _ = support.plot("fidelity", judged_run([SWAPPED]), "--y", "output_error")
         self.assertEqual(code, 0)

@@ -14,7 +14,8 @@ from replay_folder import drawn, write_replay
 from tiny_models import byte_tokenizer, config
 from transformers import AutoModelForCausalLM
 
-from kvsim_record.closed import session
+from kvsim_record.closed import choice, session
+from kvsim_record.closed.kept import Replay
 from kvsim_record.closed.model import Judge
 from kvsim_record.errors import Stopped
 
@@ -87,7 +88,7 @@ def test_another_recording_of_the_same_name_runs_again_and_a_changed_one_is_refu
     assert "its cells run again" in capsys.readouterr().err
 
 
-def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path, judge, random):
+def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path, judge, random, capsys):
     trace = Trace(recorded("llama"))
     one = lambda: {layer: drawn(random, "kv", 2, trace.prompt, 9) for layer in trace.layers}  # noqa: E731
     cells = [(0, spec, budget, one(), {"output_error": error}) for spec, errors in
@@ -97,7 +98,7 @@ def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path
     def judged(*options):
         out = tmp_path / "out.h5"
         out.unlink(missing_ok=True)
-        assert judge(tmp_path / "run", model_folder("llama"), "-o", str(out), "--quiet", *options) == 0
+        assert judge(tmp_path / "run", model_folder("llama"), "-o", str(out), *options) == 0
         with h5py.File(out) as closed:
             return list(zip(closed["cells/variant"].asstr()[:], closed["cells/budget_tokens"][:].tolist()))
 
@@ -105,7 +106,30 @@ def test_selection_by_policy_variant_and_budget(recorded, model_folder, tmp_path
     assert judged("--variant", "a(x=2)") == [("a(x=2,y=[p,q(2)])", 9), ("a(x=2,y=[p,q(2)])", 10)]
     assert judged("--variant", "a(y=[p,q(2)])", "--budgets", "9") == [("a(x=1,y=[p,q(2)])", 9), ("a(x=2,y=[p,q(2)])", 9)]
     assert judged("--top", "1") == [("a(x=2,y=[p,q(2)])", 9), ("b", 10)]
-    assert judged("--top", "2", "--by", "output_error", "--budgets", "10") == [("a(x=1,y=[p,q(2)])", 10), ("b", 10)]
+    assert "--top 1: by output_error" in capsys.readouterr().err
+    assert judged("--quiet", "--top", "2", "--by", "output_error", "--budgets", "10") == [("a(x=1,y=[p,q(2)])", 10), ("b", 10)]
+
+
+def test_the_best_are_those_by_predicted_kl_over_all_traces(recorded, tmp_path, random):
+    first = recorded("llama")
+    second = tmp_path / "other.h5"
+    shutil.copy(first, second)
+    one = lambda: {layer: drawn(random, "kv", 2, Trace(first).prompt, 9) for layer in Trace(first).layers}  # noqa: E731
+    metrics = {"output_error": "lower", "predicted_kl": "lower"}
+
+    def chosen(predicted, others):
+        cells = [(trace, spec, 9, one(), {"output_error": error, "predicted_kl": kl})
+                 for trace, table in enumerate((predicted, others)) for spec, (error, kl) in table.items()]
+        write_replay(tmp_path / "run", [first, second], cells, metrics)
+        with Replay(tmp_path / "run") as replay:
+            by = choice.usual_metric(replay)
+            return by, {cell.variant for cell in choice.choose(replay, [], [], [], 1, by)}
+
+    nan = float("nan")
+    both = {"a": (1, 3), "b": (2, 1), "oracle_static": (0, 0)}
+    assert chosen(both, both) == ("predicted_kl", {"b"})
+    assert chosen(both, {"a": (1, nan), "b": (2, nan)}) == ("output_error", {"a"})  # the other recording lacks what it needs
+    assert chosen(both, {"a": (1, 3)}) == ("predicted_kl", {"a"})  # b was refused there
 
 
 def test_what_masks_cannot_show_is_left_out_by_name(recorded, model_folder, tmp_path, judge, random, capsys):

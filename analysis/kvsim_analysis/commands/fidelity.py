@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   kvsim-plot fidelity runs/all --y predicted_kl output_error --best 3
   kvsim-plot fidelity runs/all --closed elsewhere.h5 -o fidelity.pdf
 """
+_TAKEN = ("results", "summary", "layers", "closed")  # tables of a results folder, which ours must not replace
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
@@ -56,6 +57,10 @@ def add_arguments(parser):
 def run(args):
     options.require(args.best > 0, "--best 0: write at least 1")
     stem = os.path.splitext(output.output_path(args.output, args.folders[0], NAME)[0])[0]
+    name = os.path.basename(stem)
+    options.require(
+        name.lower() not in _TAKEN, f"-o {args.output}: the table beside it would replace {name}.csv; choose another name"
+    )
     printed = []
 
     def drawn():

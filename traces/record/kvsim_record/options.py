@@ -26,8 +26,8 @@ examples:
   pseudo queries for Lookahead Q-Cache, from first passes at two budgets and one without eviction:
     kvsim-record --prompt essay.txt --lookahead 8 --lookahead-policy 'snapkv(window=32)' --lookahead-policy full \
         --lookahead-budget 128,256 -o laq.h5
-  how the answer reacts to errors of each head, for predicted KL:
-    kvsim-record --prompt essay.txt --decode 64 --sensitivity 8 -o essay.h5
+  what predicted KL needs (output projections), and how the answer reacts to errors of each head, for its companions:
+    kvsim-record --prompt essay.txt --decode 64 --output-proj --sensitivity 8 -o essay.h5
   what the model looks at while it repeats the prompt, for kvzip and kvcompose:
     kvsim-record --prompt essay.txt --second-pass repeat -o repeat.h5
 
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("what an error does downstream")
     g.add_argument("--sensitivity", metavar="R", type=positive, help="draw R next tokens from the model after every decode step and record the "
-                   "gradients of their log-likelihood with respect to every attention output, for predicted_kl (8 is good; R times "
+                   "gradients of their log-likelihood with respect to every attention output, for predicted_kl_layers, _quadratic, _saturated and _linear (predicted_kl itself needs --output-proj alone; 8 is good; R times "
                    "the size of the decoded queries, R times two passes over the answer), and the norms of the residual stream")
 
     p.add_argument("--quiet", action="store_true", help="no messages, no progress bar")

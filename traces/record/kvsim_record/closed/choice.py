@@ -51,15 +51,28 @@ def _parts(spec: str) -> tuple[str, list[str]]:
 
 
 def _best(replay: Replay, cells: list[Cell], top: int, by: str) -> list[Cell]:
-    """Per requested budget the `top` variants with the best mean of the metric over traces; oracles cannot be used, so they do not count."""
+    """Per requested budget the `top` variants with the best mean of the metric over traces; oracles cannot be used, so they do not count,
+    nor do variants that lack some of the traces: their means are over other prompts."""
     sign = -1.0 if replay.direction(by) == "higher" else 1.0
     figures: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
-        if not cell.oracle and cell.policy != "full":
+        if _counts(cell):
             figures.setdefault(cell.request, {}).setdefault(cell.variant, []).append(replay.figure(cell, by))
     best = set()
     for request, variants in figures.items():
-        mean = {variant: sign * sum(values) / len(values) for variant, values in variants.items()}
+        traces = len({cell.trace for cell in cells if cell.request == request})
+        mean = {variant: sign * sum(values) / len(values) for variant, values in variants.items() if len(values) == traces}
         ranked = sorted((variant for variant in mean if not math.isnan(mean[variant])), key=lambda variant: mean[variant])
         best.update((request, variant) for variant in ranked[:top])
     return [cell for cell in cells if (cell.request, cell.variant) in best]
+
+
+def usual_metric(replay: Replay) -> str:
+    """What --top goes by when nothing is said: predicted_kl where every trace has some, else output_error."""
+    traces = {cell.trace for cell in replay.cells if _counts(cell)}
+    defined = {cell.trace for cell in replay.cells if _counts(cell) and not math.isnan(replay.figure(cell, "predicted_kl"))} if replay.has("predicted_kl") else set()
+    return "predicted_kl" if traces and defined == traces else "output_error"
+
+
+def _counts(cell: Cell) -> bool:
+    return not cell.oracle and cell.policy != "full"

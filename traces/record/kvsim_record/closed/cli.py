@@ -28,14 +28,18 @@ def _run(args) -> None:
 
 def _judge(args, replay) -> None:
     from ..progress import Progress
-    from .choice import choose, left_out
+    from .choice import choose, left_out, usual_metric
     from .session import Session
     from .store import figures
 
     progress = Progress(args.quiet, "kvsim-judge", lines=True)
     listed = lambda value: [part.strip() for part in value.split(",") if part.strip()] if value else []  # noqa: E731
     policies = listed(args.policies)
-    cells = choose(replay, policies, args.variant, listed(args.budgets), args.top, args.by or "output_error")
+    by = args.by
+    if args.top and not by:
+        by = usual_metric(replay)
+        progress.say(f"--top {args.top}: by {by}" + ("" if by == "predicted_kl" else "; predicted_kl, which is nearer to the model, needs kvsim-record --output-proj"))
+    cells = choose(replay, policies, args.variant, listed(args.budgets), args.top, by)
     for variant, reason in left_out(replay, policies, args.variant).items():
         progress.say(f"left out: {variant}: {reason}")
     if not cells:

@@ -169,6 +169,9 @@ class Replay:
         """A cell's mean of a metric, as the summary has it."""
         return float(self.results[f"summary/{metric}_mean"][self._summary[cell.key]])
 
+    def has(self, metric: str) -> bool:
+        return f"summary/{metric}_mean" in self.results
+
     @_damage_refused
     def direction(self, metric: str) -> str:
         """`higher` or `lower`; RecordError where the run did not compute that metric."""

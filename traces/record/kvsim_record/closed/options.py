@@ -10,7 +10,7 @@ examples:
     kvsim run essay.h5 --policy snapkv --policy h2o --budget 64,128 --save kept --out runs/essay
     kvsim-judge runs/essay
   the five variants that look best, per budget, and what the model then says:
-    kvsim-judge runs/essay --top 5 --by output_error --generate 64
+    kvsim-judge runs/essay --top 5 --generate 64
   some of them:
     kvsim-judge runs/essay --policies snapkv,h2o --budgets 128
     kvsim-judge runs/essay --variant 'snapkv(window=32)'
@@ -39,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--policies", metavar="LIST", help="policies by name, e.g. snapkv,decode:h2o")
     g.add_argument("--variant", metavar="SPEC", action="append", default=[], help="variants with these parameters, e.g. 'snapkv(window=32)' (repeatable)")
     g.add_argument("--budgets", metavar="LIST", help="budgets as asked for in the run, or in tokens, e.g. 128,10%%")
-    g.add_argument("--top", metavar="N", type=positive, help="per budget the N variants with the best mean of --by; oracles and full do not count")
-    g.add_argument("--by", metavar="METRIC", help="with --top: a metric of the run (default: output_error)")
+    g.add_argument("--top", metavar="N", type=positive, help="per budget the N variants with the best mean of --by; oracles, full, and variants"
+                   " that lack some trace do not count")
+    g.add_argument("--by", metavar="METRIC", help="with --top: a metric of the run (default: predicted_kl where every trace has it, else output_error)")
 
     g = p.add_argument_group("model")
     g.add_argument("--model", metavar="NAME", help="folder, hub name or .gguf file (default: the one that the trace names)")
