@@ -109,8 +109,10 @@ void write_kept_sets(h5::File& file, const PartSet& parts) {
         group.write_column("indices", kept.indices);
         group.write_column("offsets", kept.offsets);
         if (!kept.evicted_at.empty()) {  // [units, T + S]
-          const h5::Shape origin{0, 0}, shape{kept.offsets.size() - 1, kept.evicted_at.size() / (kept.offsets.size() - 1)};
-          group.create_dataset("evicted_at", h5::Element::uint32, shape).write_raw(origin, shape, std::as_bytes(std::span(kept.evicted_at)));
+          const h5::Shape origin{0, 0},
+              shape{kept.offsets.size() - 1, kept.evicted_at.size() / (kept.offsets.size() - 1)};
+          group.create_dataset("evicted_at", h5::Element::uint32, shape)
+              .write_raw(origin, shape, std::as_bytes(std::span(kept.evicted_at)));
         }
       }
     }
@@ -156,8 +158,10 @@ void write_step_details(h5::File& file, const PartSet& parts) {
 void write_trace_details(h5::File& file, const PartSet& parts) {
   const RunDescription& description = parts.record.description;
   const std::vector<MetricInfo> metrics = chosen_metrics(description, MetricInfo::Level::trace);
-  const DetailShape shape = detail_shape(parts);
-  if (metrics.empty() || shape.cells == 0) return;
+  // Asked for with --detail steps, whether or not a metric of heads has steps.
+  if (metrics.empty() || description.provenance.config.find("\ndetail = steps") == std::string::npos) return;
+  std::uint64_t most_steps = 0;
+  for (const TraceEntry& trace : description.traces) most_steps = std::max(most_steps, trace.decode);
   std::vector<std::int32_t> trace, variant;
   std::vector<std::int64_t> tokens;
   std::vector<std::vector<float>> values(metrics.size());
@@ -171,11 +175,11 @@ void write_trace_details(h5::File& file, const PartSet& parts) {
       for (std::size_t m = 0; m < metrics.size(); ++m) {
         const std::vector<double> steps = sums[i].steps(metrics[m].name);
         values[m].insert(values[m].end(), steps.begin(), steps.end());
-        values[m].resize(trace.size() * shape.steps, std::numeric_limits<float>::quiet_NaN());
+        values[m].resize(trace.size() * most_steps, std::numeric_limits<float>::quiet_NaN());
       }
     }
   }
-  const h5::Shape origin{0, 0}, all{trace.size(), shape.steps};
+  const h5::Shape origin{0, 0}, all{trace.size(), most_steps};
   for (std::size_t m = 0; m < metrics.size(); ++m)
     file.create_dataset(fmt::format("trace_detail/{}", metrics[m].name), h5::Element::float32, all)
         .write_raw(origin, all, std::as_bytes(std::span(values[m])));

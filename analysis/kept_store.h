@@ -19,8 +19,8 @@ void write_kept_sets(h5::File& file, const PartSet& parts);
 /// a shorter trace's steps end in NaN.
 void write_step_details(h5::File& file, const PartSet& parts);
 
-/// Writes /trace_detail/cell/* and /trace_detail/<metric> [cell, step] where the parts hold per-step values and metrics of whole traces
-/// are chosen; cells in the order trace, variant, budget.
+/// Writes /trace_detail/cell/* and /trace_detail/<metric> [cell, step] where the parts hold per-step values
+/// and metrics of whole traces are chosen; cells in the order trace, variant, budget.
 void write_trace_details(h5::File& file, const PartSet& parts);
 
 }  // namespace kvsim

@@ -186,8 +186,8 @@ void add_cells(const UnitResult& result, std::size_t metrics, Columns& c) {
 
 void add_effects(const UnitResult& result, Columns& c) {
   for (const LayerEffect& effect : result.effects) {
-    KVSIM_CHECK(effect.projected.size() == effect.relative.size(), "{} norms and {} relative ones", effect.projected.size(),
-                effect.relative.size());
+    KVSIM_CHECK(effect.projected.size() == effect.relative.size(), "{} norms and {} relative ones",
+                effect.projected.size(), effect.relative.size());
     c.effect_variant.push_back(effect.variant);
     c.effect_budget.push_back(effect.budget);
     c.effect_samples.push_back(effect.samples);
@@ -530,10 +530,13 @@ std::vector<LayerEffect> PartReader::effects(std::span<const CellId> wanted) con
   const auto depth = s.column<double>("effects/depth");
   const auto responses = s.column<std::uint64_t>("effects/response_count");
   const auto norms = s.column<std::uint64_t>("effects/norm_count");
-  s.check(samples.size() == cells.size() && depth.size() == cells.size() && responses.size() == cells.size() && norms.size() == cells.size(), "the columns of /effects differ in length");
+  s.check(samples.size() == cells.size() && depth.size() == cells.size() &&
+              responses.size() == cells.size() && norms.size() == cells.size(),
+          "the columns of /effects differ in length");
   const auto numbers = [&](const char* name, std::uint64_t offset, std::uint64_t count) {
     const h5::Dataset stored = s.file.dataset(name);
-    s.check(stored.shape().size() == 1 && count <= stored.shape()[0] && offset <= stored.shape()[0] - count, "/effects makes no sense");
+    s.check(stored.shape().size() == 1 && count <= stored.shape()[0] && offset <= stored.shape()[0] - count,
+            "/effects makes no sense");
     if (count == 0) return std::vector<float>();
     return stored.read<float>(std::span(&offset, 1), std::span(&count, 1));
   };
@@ -541,8 +544,10 @@ std::vector<LayerEffect> PartReader::effects(std::span<const CellId> wanted) con
   std::uint64_t response_at = 0, norm_at = 0;
   for (std::size_t i = 0; i < cells.size(); ++i) {
     if (cells[i].variant != kNotInRun && std::binary_search(wanted.begin(), wanted.end(), cells[i]))
-      effects.push_back({cells[i].variant, cells[i].budget, samples[i], depth[i], numbers("effects/response", response_at, responses[i]),
-                         numbers("effects/projected", norm_at, norms[i]), numbers("effects/relative", norm_at, norms[i])});
+      effects.push_back({cells[i].variant, cells[i].budget, samples[i], depth[i],
+                         numbers("effects/response", response_at, responses[i]),
+                         numbers("effects/projected", norm_at, norms[i]),
+                         numbers("effects/relative", norm_at, norms[i])});
     response_at += responses[i];
     norm_at += norms[i];
   }
@@ -563,13 +568,15 @@ std::vector<KeptSet> PartReader::kept() const {
   const auto evicted_count = s.column<std::uint64_t>("kept/evicted_count");
   const auto evicted_at = s.column<std::uint32_t>("kept/evicted_at");
   const std::size_t n = cells.size();
-  s.check(unit.size() == n && entries.size() == n && index_count.size() == n && offset_count.size() == n && evicted_count.size() == n,
+  s.check(unit.size() == n && entries.size() == n && index_count.size() == n && offset_count.size() == n &&
+              evicted_count.size() == n,
           "the columns of /kept differ in length");
   std::vector<KeptSet> kept;
   std::size_t at = 0, offset_at = 0, evicted = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    s.check(unit[i] < std::size(kUnits) && entries[i] < kEntryStates.size() && index_count[i] <= indices.size() - at &&
-                offset_count[i] <= offsets.size() - offset_at && evicted_count[i] <= evicted_at.size() - evicted,
+    s.check(unit[i] < std::size(kUnits) && entries[i] < kEntryStates.size() &&
+                index_count[i] <= indices.size() - at && offset_count[i] <= offsets.size() - offset_at &&
+                evicted_count[i] <= evicted_at.size() - evicted,
             "/kept makes no sense");
     if (cells[i].variant != kNotInRun) {
       const auto* first = indices.data() + at;

@@ -51,12 +51,24 @@ Row row_of(const Measure& measure, std::size_t m, const std::vector<Group>& grou
   Row row{measure.metric, 0, kUndefined, kUndefined, kUndefined};
   const double sign = measure.higher_is_better ? -1 : 1;
   std::vector<double> predicted, truth;
+  const auto defined = [](const Group& group, std::size_t which, std::size_t t) {
+    return !std::isnan(group.per_trace[which][t]);
+  };
+  std::vector<std::size_t> judged;
+  for (std::size_t t = 0; t < traces; ++t)
+    if (std::any_of(groups.begin(), groups.end(), [&](const Group& group) { return defined(group, 0, t); }))
+      judged.push_back(t);
   for (const Group& group : groups) {
-    const auto whole = [&](std::size_t which) { return group.values[which].count == traces; };
-    // A mean over some traces beside means over all would compare traces, not policies.
-    if (!whole(0) || !whole(m)) continue;
-    truth.push_back(group.values[0].mean);
-    predicted.push_back(sign * group.values[m].mean);
+    // A mean over some of the judged traces beside means over all of them would compare traces, not policies.
+    const auto whole = [&](std::size_t t) { return defined(group, 0, t) && defined(group, m, t); };
+    if (judged.empty() || !std::all_of(judged.begin(), judged.end(), whole)) continue;
+    double kl = 0, figure = 0;
+    for (const std::size_t t : judged) {
+      kl += group.per_trace[0][t] / static_cast<double>(judged.size());
+      figure += group.per_trace[m][t] / static_cast<double>(judged.size());
+    }
+    truth.push_back(kl);
+    predicted.push_back(sign * figure);
   }
   row.cells = truth.size();
   row.mean = rank_correlation(predicted, truth);

@@ -55,14 +55,17 @@ std::vector<CellId> SummaryCells::complete() const {
   return ids;
 }
 
-std::vector<EffectSum> effect_sums(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells) {
+std::vector<EffectSum> effect_sums(const PartSet& parts, std::uint32_t trace,
+                                   const std::vector<CellId>& cells) {
   std::vector<EffectSum> sums(cells.size());
   for (const auto& [unit, infos] : parts.units) {  // layers ascend
     if (unit.trace != trace) continue;
     std::vector<bool> seen(cells.size(), false);  // a cell that two batches hold counts once
     for (const PartInfo& info : infos) {
       for (const LayerEffect& effect : PartReader(info.path, parts.record.description).effects(cells)) {
-        const auto place = static_cast<std::size_t>(std::lower_bound(cells.begin(), cells.end(), CellId{effect.variant, effect.budget}) - cells.begin());
+        const auto place = static_cast<std::size_t>(
+            std::lower_bound(cells.begin(), cells.end(), CellId{effect.variant, effect.budget}) -
+            cells.begin());
         if (seen[place]) continue;
         seen[place] = true;
         sums[place].add(effect);
@@ -76,7 +79,8 @@ std::vector<EffectSum> effect_sums(const PartSet& parts, std::uint32_t trace, co
 
 namespace {
 
-void add_trace_metrics(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells, std::vector<CellDistributions>& joined) {
+void add_trace_metrics(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells,
+                       std::vector<CellDistributions>& joined) {
   const std::vector<MetricInfo> metrics = chosen_metrics(parts.record.description, MetricInfo::Level::trace);
   if (metrics.empty()) return;
   const std::vector<EffectSum> sums = effect_sums(parts, trace, cells);

@@ -40,11 +40,13 @@ class SummaryCells {
   std::vector<SummaryCell> cells_;
 };
 
-/// What the errors of all layers do together, one per cell, in the order of `cells`: ascending cells of one trace.
-std::vector<EffectSum> effect_sums(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells);
+/// What the errors of all layers do together, one per cell, in the order of `cells`: ascending cells of one
+/// trace.
+std::vector<EffectSum> effect_sums(const PartSet& parts, std::uint32_t trace,
+                                   const std::vector<CellId>& cells);
 
-/// Distributions of some cells of one trace, joined over its units in order: row metrics, layer metrics, then those of the
-/// whole trace over its steps. Same order as `cells`, which are ascending.
+/// Distributions of some cells of one trace, joined over its units in order: row metrics, layer metrics, then
+/// those of the whole trace over its steps. Same order as `cells`, which are ascending.
 std::vector<CellDistributions> joined_distributions(const PartSet& parts, std::uint32_t trace,
                                                     const std::vector<CellId>& cells);
 

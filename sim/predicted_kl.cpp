@@ -10,7 +10,7 @@ namespace kvsim {
 namespace {
 
 // Nats per unit of the summed squares, and the depth from which on layers count: what earlier layers get wrong, later ones
-// mostly make good again. Fitted on SmolLM2, on texts that share nothing with those that analysis/studies/fidelity.md reports on.
+// mostly make good again. Fitted on SmolLM2, on other texts and passages than those that analysis/studies/fidelity.md reports on.
 constexpr double kNats = 4.6, kFirstDepth = 0.4;
 
 /// Adds value_of(i) to sums[i].
@@ -53,6 +53,7 @@ void EffectSum::add(const LayerEffect& layer) {
     add_values(projected_, layer.projected.size(), first, [&](std::size_t t) { return static_cast<double>(layer.projected[t]); });
     add_values(relative_, layer.relative.size(), first, relative);
     const double weight = layer.depth > kFirstDepth ? kNats : 0.0;
+    predicts_ = predicts_ || weight > 0;
     add_values(predicted_, layer.relative.size(), first, [&](std::size_t t) { return weight * relative(t) * relative(t); });
   }
 }
@@ -70,7 +71,7 @@ std::vector<double> EffectSum::mean_over_samples(const F& f) const {
 std::vector<double> EffectSum::steps(std::string_view metric) const {
   const bool responses = layers_ > 0 && with_response_ == layers_, norms = layers_ > 0 && with_norms_ == layers_;
   const auto quadratic = [this] { return mean_over_samples([](double sum) { return sum * sum / 2; }); };
-  if (metric == "predicted_kl") return norms ? predicted_ : std::vector<double>();
+  if (metric == "predicted_kl") return norms && predicts_ ? predicted_ : std::vector<double>();
   if (metric == "projected_sum") return norms ? projected_ : std::vector<double>();
   if (metric == "residual_error") return norms ? relative_ : std::vector<double>();
   if (!responses) return {};

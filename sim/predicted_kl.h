@@ -28,6 +28,7 @@ class EffectSum {
   template <typename F>
   std::vector<double> mean_over_samples(const F& f) const;
 
+  bool predicts_ = false;  // some layer is deep enough to count
   std::size_t layers_ = 0, with_response_ = 0, with_norms_ = 0, samples_ = 0;
   std::vector<double> response_;   // [samples * steps] sum over layers of g.delta
   std::vector<double> layers_kl_;  // [steps] sum over layers of the mean over samples of (g.delta)^2 / 2

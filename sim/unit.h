@@ -69,7 +69,7 @@ BlockRequest block_request(std::span<const Variant* const> variants, const Trace
 
 /// Fits a unit into `limit` bytes. Throws UserError with the number needed when nothing fits.
 UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                       std::size_t budgets, std::size_t hidden, int threads, std::uint64_t limit);
+                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit);
 
 /// Runs the unit; variants and budgets are numbered as in the settings. A variant that throws UserError becomes a failure and the others go on (unless fail_fast).
 UnitResult replay_unit(const LayerContext& layer, const UnitSettings& settings, BlockSource& source);

@@ -152,7 +152,7 @@ std::uint64_t guess_bytes(const LayerGeometry& g, const BlockRequest& request) {
 }
 
 Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                 std::size_t budgets, std::size_t hidden) {
+                 std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden) {
   const LayerGeometry& g = layer.geometry;
   const std::uint64_t tokens = g.prompt + g.decode;
   Sizes sizes;
@@ -172,8 +172,13 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   }
   // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
   sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
-  if (request.output_proj)
-    sizes.projection = ProjectedError::bytes_needed(budgets, hidden, g.decode) + ProjectedError::bytes_needed(budgets, std::min(hidden, kSketch), g.decode);
+  // Errors of a variant after the projection, what stands for their norms, and responses of samples, from selection to result.
+  if (request.output_proj && !metrics_of_level(metrics, MetricInfo::Level::layer).empty())
+    sizes.projection += ProjectedError::bytes_needed(budgets, hidden, g.decode);
+  if (request.output_proj && needs_norms(metrics)) {
+    sizes.projection += ProjectedError::bytes_needed(budgets, std::min(hidden, kSketch), g.decode);
+    sizes.block += g.group * g.value_dim * std::min(hidden, kSketch) * sizeof(float);
+  }
   sizes.projection += SampledResponse::bytes_needed(budgets, request.sensitivity_samples, g.decode);
   sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
                (request.output_proj || request.sensitivity_samples > 0 ? budgets * rows * g.value_dim * sizeof(float) : 0);
@@ -186,9 +191,9 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
 }  // namespace
 
 UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                       std::size_t budgets, std::size_t hidden, int threads, std::uint64_t limit) {
+                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit) {
   const LayerGeometry& g = layer.geometry;
-  const Sizes sizes = unit_sizes(layer, request, variants, budgets, hidden);
+  const Sizes sizes = unit_sizes(layer, request, variants, budgets, metrics, hidden);
   // The program itself, results of finished units, and what the allocator keeps back.
   constexpr std::uint64_t kBase = 96ull << 20;
   const auto n = static_cast<std::uint64_t>(threads);
@@ -198,8 +203,8 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, s
   memory.variant_batch = std::max<std::size_t>(variants.size(), 1);
   // Held: the layer's heads with their weights, those of the future among them, and two blocks read ahead.
   const std::uint64_t head = sizes.block + steps_bytes(g.decode) + sizes.guesses + sizes.future_outputs;
-  memory.bytes = kBase + g.kv_heads * head + 2 * sizes.block + sizes.raw + variants.size() * sizes.score +
-                 n * (sizes.projection + sizes.task) + sizes.heads;
+  memory.bytes = kBase + g.kv_heads * head + 2 * sizes.block + sizes.raw + variants.size() * (sizes.score + sizes.projection) +
+                 n * sizes.task + sizes.heads;
   if (memory.bytes <= limit) return memory;
   memory.hold = false;
   const auto need = [&](std::size_t chunk, std::size_t batch) {

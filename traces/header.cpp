@@ -101,6 +101,15 @@ void read_layers(const h5::File& file, TraceInfo& info) {
   if (info.layers.empty()) throw UserError("{}: found no layer, expected at least one", layers.where());
   std::sort(info.layers.begin(), info.layers.end(),
             [](const LayerInfo& a, const LayerInfo& b) { return a.index < b.index; });
+  const LayerInfo* sampled = nullptr;
+  for (const LayerInfo& layer : info.layers) {
+    if (layer.sensitivity_samples == 0) continue;
+    if (sampled != nullptr && sampled->sensitivity_samples != layer.sensitivity_samples)
+      throw UserError("{}/{}/sensitivity: found {} samples, expected {} as in layer {}", layers.where(),
+                      layer_name(layer.index), layer.sensitivity_samples, sampled->sensitivity_samples,
+                      sampled->index);
+    sampled = &layer;
+  }
 }
 
 std::uint32_t final_hidden_size(const h5::File& file, const TraceInfo& info) {

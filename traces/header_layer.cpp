@@ -41,7 +41,8 @@ std::vector<TokenIndex> read_query_positions(const h5::Group& group, const Seque
 std::uint32_t sample_count(const h5::Dataset& dataset) {
   constexpr std::uint64_t kMost = 1u << 16;
   const std::uint64_t samples = dataset.shape()[0];
-  if (samples == 0 || samples > kMost) throw UserError("{}: found {} samples, expected 1 to {}", dataset.where(), samples, kMost);
+  if (samples == 0 || samples > kMost)
+    throw UserError("{}: found {} samples, expected 1 to {}", dataset.where(), samples, kMost);
   return static_cast<std::uint32_t>(samples);
 }
 
@@ -75,7 +76,8 @@ void check_optional_tensors(const h5::Group& group, const TraceInfo& root, const
   layer.has_retention = check("retention", {root.num_kv_heads, own});
   if (check("sensitivity", {kAny, heads, sequence.decode, root.value_dim}))
     layer.sensitivity_samples = sample_count(group.dataset("sensitivity"));
-  if (check("residual_norm", {own})) layer.residual_norm = read_residual_norm(group.dataset("residual_norm"), sequence);
+  if (check("residual_norm", {own}))
+    layer.residual_norm = read_residual_norm(group.dataset("residual_norm"), sequence);
 }
 
 /// Names of the datasets [Hq, T] below `folder`, each checked.

@@ -51,6 +51,12 @@ void check_alike(const Source& first, const Source& other) {
                     x - a.token_id.begin());
   }
   check_lookaheads(a, b);
+  const auto samples = [](const Source& source) {
+    return source.file.has_attribute("sensitivity_seed")
+               ? fmt::format("seed {}", source.file.int_attribute("sensitivity_seed"))
+               : std::string("none");
+  };
+  compare("sensitivity_seed", samples(first), samples(other));  // samples of all layers belong together
 }
 
 /// Scale, soft cap and rotary frequencies of a layer may come from its file's root: they are written to the

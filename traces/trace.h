@@ -107,8 +107,8 @@ struct HeadBlock {
   Matrix<float> query_covariance;                        // [group * d, d] or empty
   std::uint32_t query_stats_sinks = 0;
   Matrix<float> output_proj;  // [group * dv, hidden] rows of this head's group, or empty
-  /// [R * dv, group * S] or empty: sampled gradients of the log-likelihood with respect to the attention output;
-  /// row = sample * dv + component, column = head_in_group * S + step.
+  /// [R * dv, group * S] or empty: sampled gradients of the log-likelihood with respect to the attention
+  /// output; row = sample * dv + component, column = head_in_group * S + step.
   Matrix<float> sensitivity;
 
   std::uint64_t bytes() const;

@@ -118,7 +118,8 @@ void read_output_proj(const Head& head, HeadBlock& block) {
   read_rows(dataset, {}, head.kv_head * rows, block.output_proj.view(), Finite::required, head.staging);
 }
 
-/// Stored as [R, Hq, S, dv]; steps go into columns, so that replays read all rows of a component side by side.
+/// Stored as [R, Hq, S, dv]; steps go into columns, so that replays read all rows of a component side by
+/// side.
 void read_sensitivity(const Head& head, HeadBlock& block) {
   const h5::Dataset dataset = head.group.dataset("sensitivity");
   const std::uint64_t group = head.info.group(), steps = head.info.decode_len, dv = head.info.value_dim;
@@ -128,7 +129,8 @@ void read_sensitivity(const Head& head, HeadBlock& block) {
     for (std::uint64_t g = 0; g < group; ++g) {
       read_rows(dataset, {r, head.first_query_head() + g}, 0, of_head.view(), Finite::required, head.staging);
       for (std::uint64_t c = 0; c < dv; ++c)
-        for (std::uint64_t t = 0; t < steps; ++t) block.sensitivity(r * dv + c, g * steps + t) = of_head(t, c);
+        for (std::uint64_t t = 0; t < steps; ++t)
+          block.sensitivity(r * dv + c, g * steps + t) = of_head(t, c);
     }
   }
 }

@@ -18,8 +18,8 @@ struct BlockRequest {
   bool attention_stats = false;
   bool query_stats = false;
   bool output_proj = false;
-  bool lookahead = false;    // pseudo queries of every first pass
-  bool second_pass = false;  // statistics of the second pass
+  bool lookahead = false;                 // pseudo queries of every first pass
+  bool second_pass = false;               // statistics of the second pass
   std::uint32_t sensitivity_samples = 0;  // all of them, as LayerInfo says, or none
 
   bool operator==(const BlockRequest&) const = default;
@@ -41,8 +41,8 @@ class TraceReader {
   HeadBlock read_head(std::size_t layer_ordinal, std::uint32_t kv_head, const BlockRequest& request) const;
   /// Recorded attention of one query head, [Nq, T+S].
   Matrix<float> read_attention(std::size_t layer_ordinal, std::uint32_t query_head) const;
-  /// What the first pass `pass` kept in a layer: ascending prompt positions, one list per query head or, where
-  /// there are fewer, per KV head. Throws UserError where the pass or its kept sets are not recorded.
+  /// What the first pass `pass` kept in a layer: ascending prompt positions, one list per query head or,
+  /// where there are fewer, per KV head. Throws UserError where the pass or its kept sets are not recorded.
   std::vector<std::vector<TokenIndex>> read_lookahead_kept(std::size_t layer_ordinal,
                                                            const std::string& pass) const;
   /// Logs of learned retention rates, [Hkv, T+S], each at most 0. Throws UserError where the layer has none.

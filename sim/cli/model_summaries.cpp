@@ -46,7 +46,7 @@ UnitMemory plan_summaries(const PreparedRun& run, std::size_t trace, std::size_t
   const TraceInfo& info = run.traces[trace].info();
   const std::vector<const Variant*> list = pointers(run, variants);
   const BlockRequest request = block_request(list, info, info.layers[layer_ordinal], {});
-  UnitMemory memory = plan_memory(make_layer_context(info, layer_ordinal), request, list, budgets, 0, run.options.threads, run.options.memory);
+  UnitMemory memory = plan_memory(make_layer_context(info, layer_ordinal), request, list, budgets, {}, info.layers[layer_ordinal].hidden_size, run.options.threads, run.options.memory);
   memory.hold = false;  // no head is needed twice
   return memory;
 }

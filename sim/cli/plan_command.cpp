@@ -108,7 +108,7 @@ int plan_command(const Arguments& arguments) {
     }
     const BlockRequest request = block_request(variants, info, info.layers[unit.layer_ordinal], description.metrics);
     const UnitMemory plan = plan_memory(make_layer_context(info, unit.layer_ordinal), request, variants,
-                                        description.traces[unit.trace].budgets.size(), hidden, run.options.threads, run.options.memory);
+                                        description.traces[unit.trace].budgets.size(), description.metrics, hidden, run.options.threads, run.options.memory);
     bytes += unit.bytes * plan.passes(variants.size());
     memory = std::max(memory, plan.bytes);
     streamed |= !plan.hold;

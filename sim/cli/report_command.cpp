@@ -156,15 +156,29 @@ std::vector<std::string> closed_files(const std::vector<std::string>& folders) {
   return files;
 }
 
+/// Adds what kvsim-judge wrote to the results.
+void add_judged(Results& results, const std::vector<std::string>& closed) {
+  if (add_closed_loop(results, closed) == 0)
+    throw UserError("{}: holds no cell of these results; run kvsim-judge again, or take the file away",
+                    fmt::join(closed, ", "));
+}
+
 int show_report(const std::vector<std::string>& folders, ReportRequest request,
                 std::vector<std::string> closed) {
   std::vector<Results> all;
   for (const std::string& folder : folders) all.push_back(read_results(folder, needs_rows(request)));
   Results results = join_results(std::move(all));
-  if (closed.empty()) closed = closed_files(folders);
-  if (!closed.empty() && add_closed_loop(results, closed) == 0)
-    throw UserError("{}: holds no cell of these results; run kvsim-judge again, or take the file away",
-                    fmt::join(closed, ", "));
+  if (!closed.empty()) {
+    add_judged(results, closed);
+  } else if (closed = closed_files(folders); !closed.empty()) {
+    const Results open_loop = results;
+    try {
+      add_judged(results, closed);
+    } catch (const UserError& error) {  // nobody named the file: the report goes on without it
+      results = open_loop;
+      fmt::print(stderr, "kvsim: left out: {}\n", error.what());
+    }
+  }
   for (std::string& spec : request.compare) spec = label_from(spec, results);
   if (!request.at.empty() && !request.compare.empty())
     throw UserError("--at and --compare are two reports; ask for one");

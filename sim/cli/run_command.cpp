@@ -71,7 +71,7 @@ void plan_job(const PreparedRun& run, Job& job) {
     return;
   }
   job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
-  job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), hidden,
+  job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), run.record.description.metrics, hidden,
                            run.options.threads, run.options.memory);
 }
 

@@ -60,7 +60,7 @@ const std::vector<MetricInfo>& all_metrics() {
       {"projected_error", "relative", "relative error after the output projection, all heads of the layer together",
        "|sum_h W_h (o'_h - o_h)| / |sum_h W_h o_h| per step; where the trace holds output_proj", false, Level::layer},
       {"predicted_kl", "nats", "predicted divergence of the model's next-token distribution",
-       "4.6 sum over the layers l with (l + 1) / L > 0.4 of (|sum_h W_h delta_h| / |residual stream after l|)^2, delta = o' - o, L = the model's layers; an empirical form (analysis/studies/fidelity.md); norms are estimated from 64 random projections; over the recorded layers, where all of them hold output_proj and residual_norm",
+       "4.6 sum over the layers l with (l + 1) / L > 0.4 of (|sum_h W_h delta_h| / |residual stream after l|)^2, delta = o' - o, L = the model's layers; an empirical form (analysis/studies/fidelity.md); norms are estimated from 64 random projections; over the recorded layers, where all of them hold output_proj and residual_norm and some are that deep",
        false, Level::trace},
       {"predicted_kl_layers", "nats", "second-order divergence, layers taken one by one",
        "sum over layers of 1/2 mean over samples r of (sum over heads of g_r.delta)^2, delta = o' - o, g_r = d log p(y_r) / d o of tokens y_r drawn from the full model's distribution; where the layers hold sensitivity",

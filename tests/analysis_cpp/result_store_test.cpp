@@ -65,21 +65,25 @@ TEST(MergeResults, WritesRowsInTheDocumentedOrder) {
 TEST(MergeResults, SummarisesMetricsOfWholeTracesOverTheirSteps) {
   const TemporaryFolder folder;
   RunRecord record = sample_record();
-  for (const char* metric : {"predicted_kl", "predicted_kl_linear", "projected_sum"}) record.description.metrics.emplace_back(metric);
+  record.description.provenance.config += "detail = steps\n";
+  for (const char* metric : {"predicted_kl", "predicted_kl_linear", "projected_sum"})
+    record.description.metrics.emplace_back(metric);
   test::write_sample_run(folder.path(), record);
   merge_results({folder.path()}, folder.path());
   const h5::File file = h5::File::open(folder / "results.h5");
   const auto levels = file.read_strings("metrics/level");
   EXPECT_EQ(levels.back(), "trace");
   const h5::Group summary = file.group("summary");
-  // The first trace has layers 0 and 3 (of 4), both with responses {1 + v, -1/2} and {b / 4, 3}, norms {4, 2}, {1/2, 1/8}.
+  // The first trace has layers 0 and 3 (of 4), both with responses {1 + v, -1/2} and {b / 4, 3}, norms {4,
+  // 2}, {1/2, 1/8}.
   const auto linear = summary.read_column<double>("predicted_kl_linear_mean");
-  EXPECT_DOUBLE_EQ(linear[0], (2 + 0 + 1 + 6) / 4.0);          // variant 0, budget 0
+  EXPECT_DOUBLE_EQ(linear[0], (2 + 0 + 1 + 6) / 4.0);            // variant 0, budget 0
   EXPECT_DOUBLE_EQ(linear[5], (2 * 2 + 2 * 0.5 + 1 + 6) / 4.0);  // variant 1, budget 2
   EXPECT_DOUBLE_EQ(summary.read_column<double>("projected_sum_mean")[5], 6.0);
   EXPECT_DOUBLE_EQ(summary.read_column<double>("projected_sum_max")[5], 8.0);
   EXPECT_EQ(summary.read_column<std::int64_t>("projected_sum_count")[5], 2);
-  EXPECT_NEAR(summary.read_column<double>("predicted_kl_mean")[5], 4.6 * (0.25 + 0.015625) / 2, 1e-12);  // the layer at full depth alone
+  EXPECT_NEAR(summary.read_column<double>("predicted_kl_mean")[5], 4.6 * (0.25 + 0.015625) / 2,
+              1e-12);  // the layer at full depth alone
   const h5::Group detail = file.group("trace_detail");
   EXPECT_EQ(detail.read_column<std::int64_t>("cell/budget_tokens").size(), 3u * 3 * 2);
   EXPECT_EQ(detail.dataset("projected_sum").read<float>()[0], 8.0f);

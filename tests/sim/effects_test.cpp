@@ -219,6 +219,14 @@ TEST(EffectSum, IsUndefinedWhereALayerSaysNothing) {
   EXPECT_TRUE(EffectSum().steps("predicted_kl").empty());
 }
 
+TEST(EffectSum, PredictsNothingFromEarlyLayersAlone) {
+  EffectSum sum;
+  sum.add(made_up(0.2, {1, 0, -2, 0.5f}, {3, 1}, {0.5f, 0.25f}));
+  sum.add(made_up(0.4, {1, 0, -2, 0.5f}, {3, 1}, {0.5f, 0.25f}));
+  EXPECT_TRUE(sum.steps("predicted_kl").empty());
+  EXPECT_EQ(sum.steps("residual_error").size(), 2u);
+}
+
 TEST(EffectSum, RefusesLayersOfDifferentShapes) {
   EffectSum sum;
   sum.add(made_up(0.5, {1, 0, -2, 0.5f}, {3, 1}, {0.5f, 0.25f}));

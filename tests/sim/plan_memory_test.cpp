@@ -12,7 +12,7 @@ const Shape kShape{.prompt = 3000, .decode = 400, .hidden = 40, .lookahead = 8};
 
 UnitMemory plan(const std::vector<std::string>& specs, const BlockRequest& request, std::uint64_t limit) {
   const Sweep sweep(specs, {64});
-  return plan_memory(make_layer(kShape), request, sweep.settings.variants, 1, kShape.hidden, 1, limit);
+  return plan_memory(make_layer(kShape), request, sweep.settings.variants, 1, {}, kShape.hidden, 1, limit);
 }
 
 /// Bytes of a plan whose decode steps are cut as small as they can be.
@@ -41,6 +41,19 @@ TEST(PlanMemory, CountsEveryTensorOfABlock) {
   const std::uint64_t second = 4 * kShape.group * kShape.prompt * sizeof(float);
   EXPECT_GE(more({.lookahead = true}), (kShape.kv_heads + 2) * pseudo);
   EXPECT_EQ(more({.second_pass = true}), (kShape.kv_heads + 2) * second);
+}
+
+TEST(PlanMemory, CountsWhatEveryVariantGathersForMetricsOfLayersAndTraces) {
+  const Sweep sweep({"knorm", "random", "tova"}, {64});
+  const BlockRequest request{.output_proj = true, .sensitivity_samples = 4};
+  const auto bytes = [&](const BlockRequest& wanted, const std::vector<std::string>& metrics) {
+    return plan_memory(make_layer(kShape), wanted, sweep.settings.variants, 5, metrics, kShape.hidden, 1, kPlenty).bytes;
+  };
+  const std::uint64_t none = bytes({.output_proj = true}, {"output_error"});
+  const std::uint64_t projected = 5 * kShape.hidden * kShape.decode * sizeof(float);
+  EXPECT_EQ(bytes({.output_proj = true}, {"projected_error"}), none + 3 * projected);  // hidden is no larger than a sketch
+  EXPECT_GE(bytes({.output_proj = true}, {"predicted_kl"}), none + 3 * projected);
+  EXPECT_GE(bytes(request, {"predicted_kl_layers"}), none + 3 * 5 * 4 * kShape.decode * sizeof(double));
 }
 
 TEST(PlanMemory, CountsTheRowsOfTheFutureWhereHindsightAsksForThem) {

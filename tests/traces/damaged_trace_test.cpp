@@ -167,6 +167,16 @@ std::vector<Damage> dataset_damages() {
          f.create_dataset("layers/000/sensitivity", h5::Element::float32, {2, 4, 7, 8});
        },
        "/layers/000/sensitivity: found the shape [2, 4, 7, 8]"},
+      {"samples that differ from layer to layer",
+       [](h5::File& f) {
+         for (const auto& [layer, samples] : {std::pair{"000", 2ull}, {"001", 3ull}}) {
+           std::vector<float> values(samples * 4 * 8 * 8, 1.0f);
+           const h5::Shape shape{samples, 4, 8, 8}, origin{0, 0, 0, 0};
+           f.create_dataset(std::string("layers/") + layer + "/sensitivity", h5::Element::float32, shape)
+               .write_raw(origin, shape, std::as_bytes(std::span(values)));
+         }
+       },
+       "/layers/001/sensitivity: found 3 samples, expected 2 as in layer 0"},
       {"a residual stream of norm 0",
        [](h5::File& f) {
          std::vector<float> norms(56, 1.0f);

@@ -132,7 +132,8 @@ TEST_P(TraceReaderGeometry, GivesBackWhatWasWritten) {
   EXPECT_EQ(info.segments[1].kind, "evidence");
   EXPECT_EQ(info.layers[1].sensitivity_samples, 2u);
   const std::vector<float> all_norms = norms(g.prompt + g.decode);
-  EXPECT_EQ(info.layers[1].residual_norm, std::vector<float>(all_norms.end() - static_cast<std::ptrdiff_t>(g.decode), all_norms.end()));
+  EXPECT_EQ(info.layers[1].residual_norm,
+            std::vector<float>(all_norms.end() - static_cast<std::ptrdiff_t>(g.decode), all_norms.end()));
   BlockRequest request;
   request.sensitivity_samples = 2;
   request.all_queries = request.attention_stats = request.query_stats = request.output_proj = true;
@@ -156,7 +157,8 @@ TEST_P(TraceReaderGeometry, GivesBackWhatWasWritten) {
       for (std::uint64_t r = 0; r < 2; ++r)
         for (std::uint64_t c = 0; c < g.value_dim; ++c)
           for (std::uint64_t i = 0; i < group * g.decode; ++i)
-            ASSERT_EQ(block.sensitivity(r * g.value_dim + c, i), value_at(which + 4, r * g.query_heads + h * group + i / g.decode, i % g.decode, c));
+            ASSERT_EQ(block.sensitivity(r * g.value_dim + c, i),
+                      value_at(which + 4, r * g.query_heads + h * group + i / g.decode, i % g.decode, c));
       expect_rows(block.attention_stats.at("sum").view(), 9, 0, h * group);
       expect_rows(block.query_mean.view(), 10, 0, h * group);
       EXPECT_EQ(block.query_stats_sinks, l == 1 ? 4u : 0u);
