@@ -8,6 +8,7 @@ half that they may not. --out keeps everything; the same command continues where
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import subprocess
@@ -35,9 +36,8 @@ def parser():
     )
     made.add_argument(
         "--out",
-        default="runs/fidelity",
         metavar="DIR",
-        help="folder for recordings, runs and tables (default: runs/fidelity)",
+        help="folder for recordings, runs and tables (default: runs/fidelity, with --quick runs/fidelity-quick)",
     )
     made.add_argument(
         "--quick", action="store_true", help=f"2 prompts, {len(QUICK_POLICIES)} policies, 8 steps: does it work?"
@@ -59,6 +59,7 @@ def parser():
 def run(arguments, root):
     """Runs what is not yet done and returns the text of the tables. `root` is the repository's folder."""
     args = parser().parse_args(arguments)
+    args.out = args.out or os.path.join("runs", "fidelity-quick" if args.quick else "fidelity")
     args.kvsim = os.path.abspath(args.kvsim or os.path.join(root, "build", "kvsim"))
     args.recorder = os.path.abspath(args.recorder or os.path.join(root, ".venv", "bin"))
     args.root = root
@@ -145,10 +146,13 @@ def _config(args):
 
 
 def _measure(args, prompt):
-    """Records, replays and judges one prompt; a step that was done before with the same command and policies is not done again."""
-    with open(_config(args), encoding="utf-8") as file:
-        done = {"policies": file.read()}
+    """Records, replays and judges one prompt; a step that was done before on the same text with the same commands, and from the replay on
+    with the same policies, is not done again."""
+    with open(os.path.join(args.out, "prompts", f"{prompt.name}.txt"), "rb") as file:
+        done = {"prompt": hashlib.sha256(file.read()).hexdigest()}
     for name, command in _commands(args, prompt):
+        if name == "replay":
+            done["policies"] = _read(_config(args))
         done[name] = command[1:]
         stamp = _stamp(args, prompt, name)
         text = json.dumps(done, indent=1)

@@ -438,6 +438,27 @@ class StudySteps(unittest.TestCase):
         self.assertEqual(names.count("kvsim-judge"), 2)
         self.assertLess(names.count("kvsim-record"), 2)  # the first prompt's recording was there
 
+    def test_another_text_is_recorded_again_and_other_policies_only_replayed(self):
+        self.study("--quick")
+        done = len(self.called())
+        self.addCleanup(setattr, fidelity_study, "QUICK_POLICIES", fidelity_study.QUICK_POLICIES)
+        fidelity_study.QUICK_POLICIES = fidelity_study.QUICK_POLICIES[1:]
+        self.study("--quick")
+        self.assertEqual([name for name, _ in self.called()[done:]], ["kvsim", "kvsim-judge"] * 2)
+        done = len(self.called())
+        text_of = fidelity_prompts.text_of
+        self.addCleanup(setattr, fidelity_prompts, "text_of", text_of)
+        fidelity_prompts.text_of = lambda prompt, data: text_of(prompt, data) + ("." if prompt.name == "news-3" else "")
+        self.study("--quick")
+        self.assertEqual([name for name, _ in self.called()[done:]], ["kvsim-record", "kvsim", "kvsim-judge"])
+
+    def test_quick_has_a_folder_of_its_own(self):
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        programs = ["--recorder", self.folder, "--kvsim", os.path.join(self.folder, "kvsim")]
+        fidelity_study.run(["--data", DATA, "--quick", *programs], ROOT)
+        self.assertEqual(os.listdir("runs"), ["fidelity-quick"])
+
     def test_programs_that_are_missing_are_named(self):
         os.remove(os.path.join(self.folder, "kvsim-judge"))
         with self.assertRaisesRegex(UserError, "no program .*kvsim-judge; ./demo --record"):
