@@ -11,6 +11,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -158,6 +159,8 @@ def _measure(args, prompt):
         text = json.dumps(done, indent=1)
         if os.path.exists(stamp) and _read(stamp) == text:
             continue
+        if name == "record":  # a replay does not go on with another recording
+            shutil.rmtree(run_folder(args.out, prompt), ignore_errors=True)
         _call(command, os.path.join(args.out, "log", f"{prompt.name}-{name}.log"))
         _write(stamp, text)
 

@@ -449,7 +449,12 @@ class StudySteps(unittest.TestCase):
         text_of = fidelity_prompts.text_of
         self.addCleanup(setattr, fidelity_prompts, "text_of", text_of)
         fidelity_prompts.text_of = lambda prompt, data: text_of(prompt, data) + ("." if prompt.name == "news-3" else "")
+        runs = os.path.join(self.folder, "out", "runs")
+        for name in os.listdir(runs):
+            open(os.path.join(runs, name, "older"), "w").close()
         self.study("--quick")
+        kept = [name for name in os.listdir(runs) if os.path.exists(os.path.join(runs, name, "older"))]
+        self.assertEqual(kept, ["essay-useful-0"])  # kvsim would refuse to go on with another recording
         self.assertEqual([name for name, _ in self.called()[done:]], ["kvsim-record", "kvsim", "kvsim-judge"])
 
     def test_quick_has_a_folder_of_its_own(self):
