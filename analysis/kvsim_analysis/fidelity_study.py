@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 from . import fidelity_prompts
@@ -197,7 +198,7 @@ def _write(path, text):
     """Writes a file whole or not at all; one that says the same already is left alone."""
     if os.path.exists(path) and _read(path) == text:
         return
-    temporary = f"{path}.{os.getpid()}.part"
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.part"  # threads write the same quick.ini
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, path)

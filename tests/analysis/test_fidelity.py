@@ -1,5 +1,6 @@
 """Fidelity: rank correlations worked out by hand, matching of judged cells, damaged closed.h5, tables, figure, and the study's steps."""
 
+import concurrent.futures
 import csv
 import os
 import stat
@@ -456,6 +457,12 @@ class StudySteps(unittest.TestCase):
         kept = [name for name in os.listdir(runs) if os.path.exists(os.path.join(runs, name, "older"))]
         self.assertEqual(kept, ["essay-useful-0"])  # kvsim would refuse to go on with another recording
         self.assertEqual([name for name, _ in self.called()[done:]], ["kvsim-record", "kvsim", "kvsim-judge"])
+
+    def test_threads_that_write_the_same_file_do_not_meet(self):
+        path = os.path.join(self.folder, "quick.ini")
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda i: fidelity_study._write(path, f"{i}\n"), range(400)))  # raises what a thread raised
+        self.assertEqual([name for name in os.listdir(self.folder) if name.endswith(".part")], [])
 
     def test_quick_has_a_folder_of_its_own(self):
         self.addCleanup(os.chdir, os.getcwd())
