@@ -30,7 +30,7 @@ struct ClosedFile {
 };
 
 [[noreturn]] void refuse(const h5::Group& root, const std::string& what) {
-  throw UserError("{}: {}; let kvsim-judge write it again", root.file(), what);
+  throw UserError("{}: {}; remove it and let kvsim-judge write it again", root.file(), what);
 }
 
 Steps read_steps(const h5::Group& root, const char* name, std::size_t cells) {
