@@ -533,23 +533,38 @@ std::vector<LayerEffect> PartReader::effects(std::span<const CellId> wanted) con
   s.check(samples.size() == cells.size() && depth.size() == cells.size() &&
               responses.size() == cells.size() && norms.size() == cells.size(),
           "the columns of /effects differ in length");
-  const auto numbers = [&](const char* name, std::uint64_t offset, std::uint64_t count) {
+  // Where the numbers of every cell begin, and the range of cells that holds all the wanted ones: read at once.
+  std::vector<std::uint64_t> response_at{0}, norm_at{0};
+  std::size_t first = cells.size(), last = 0;
+  const auto is_wanted = [&](std::size_t i) {
+    return cells[i].variant != kNotInRun && std::binary_search(wanted.begin(), wanted.end(), cells[i]);
+  };
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    response_at.push_back(response_at.back() + responses[i]);
+    norm_at.push_back(norm_at.back() + norms[i]);
+    if (!is_wanted(i)) continue;
+    first = std::min(first, i);
+    last = i + 1;
+  }
+  if (first >= last) return {};
+  const auto numbers = [&](const char* name, const std::vector<std::uint64_t>& at) {
     const h5::Dataset stored = s.file.dataset(name);
-    s.check(stored.shape().size() == 1 && count <= stored.shape()[0] && offset <= stored.shape()[0] - count,
+    s.check(stored.shape().size() == 1 && at.back() == stored.shape()[0] && std::is_sorted(at.begin(), at.end()),
             "/effects makes no sense");
-    if (count == 0) return std::vector<float>();
-    return stored.read<float>(std::span(&offset, 1), std::span(&count, 1));
+    const std::uint64_t offset = at[first], count = at[last] - offset;
+    return count == 0 ? std::vector<float>() : stored.read<float>(std::span(&offset, 1), std::span(&count, 1));
+  };
+  const auto response = numbers("effects/response", response_at), projected = numbers("effects/projected", norm_at),
+             relative = numbers("effects/relative", norm_at);
+  const auto part = [first](const std::vector<float>& all, const std::vector<std::uint64_t>& at, std::size_t i) {
+    const auto begin = all.begin() - static_cast<std::ptrdiff_t>(at[first]);
+    return std::vector<float>(begin + static_cast<std::ptrdiff_t>(at[i]), begin + static_cast<std::ptrdiff_t>(at[i + 1]));
   };
   std::vector<LayerEffect> effects;
-  std::uint64_t response_at = 0, norm_at = 0;
-  for (std::size_t i = 0; i < cells.size(); ++i) {
-    if (cells[i].variant != kNotInRun && std::binary_search(wanted.begin(), wanted.end(), cells[i]))
-      effects.push_back({cells[i].variant, cells[i].budget, samples[i], depth[i],
-                         numbers("effects/response", response_at, responses[i]),
-                         numbers("effects/projected", norm_at, norms[i]),
-                         numbers("effects/relative", norm_at, norms[i])});
-    response_at += responses[i];
-    norm_at += norms[i];
+  for (std::size_t i = first; i < last; ++i) {
+    if (!is_wanted(i)) continue;
+    effects.push_back({cells[i].variant, cells[i].budget, samples[i], depth[i], part(response, response_at, i),
+                       part(projected, norm_at, i), part(relative, norm_at, i)});
   }
   return effects;
 }

@@ -29,7 +29,7 @@ bool needs_rows(const ReportRequest& request);
 /// Adds what kvsim-judge found (closed.h5 files) as metrics kl, top1_agreement and log_likelihood_change of
 /// level "trace": columns of /summary, undefined in cells that were not judged. Returns how many judged cells
 /// the results hold; with none, nothing is added. Throws UserError for damaged files and for another
-/// recording of a trace than the one replayed.
+/// recording of a trace than the one replayed; the results are then as they were.
 std::size_t add_closed_loop(Results& results, const std::vector<std::string>& paths);
 /// True for the metrics that add_closed_loop adds.
 bool is_closed_loop(const std::string& metric);

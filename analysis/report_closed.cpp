@@ -221,9 +221,10 @@ std::size_t add_closed_loop(Results& results, const std::vector<std::string>& pa
     }
   }
   if (judged == 0) return 0;
-  for (const ClosedMetric& metric : closed_metrics()) {
+  for (const ClosedMetric& metric : closed_metrics())
     if (results.metric(metric.entry.name) != nullptr)
       throw UserError("the results hold a metric '{}' already", metric.entry.name);
+  for (const ClosedMetric& metric : closed_metrics()) {
     results.metrics.push_back(metric.entry);
     for (const Statistic& statistic : statistics_of(metric.entry.higher_is_better)) {
       const std::string name = metric.entry.name + "_" + statistic.name;

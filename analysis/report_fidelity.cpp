@@ -2,30 +2,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
+#include <span>
 
 #include "analysis/report_query.h"
+#include "sim/rank_correlation.h"
 
 namespace kvsim {
 namespace {
 
 constexpr std::size_t kFewestCells = 3;
 constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
-
-/// Ranks from 1 on; equal values share their mean rank.
-std::vector<double> ranks_of(const std::vector<double>& values) {
-  std::vector<std::size_t> order(values.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
-  std::vector<double> ranks(values.size());
-  for (std::size_t first = 0; first < order.size();) {
-    std::size_t end = first;
-    while (end < order.size() && values[order[end]] == values[order[first]]) ++end;
-    for (std::size_t i = first; i < end; ++i) ranks[order[i]] = static_cast<double>(first + 1 + end) / 2;
-    first = end;
-  }
-  return ranks;
-}
 
 /// The metrics to judge: all that are no sizes and no figures of the closed loop.
 std::vector<std::string> predictors(const Results& results) {
@@ -121,16 +107,7 @@ double rank_correlation(const std::vector<double>& a, const std::vector<double>&
     y.push_back(b[i]);
   }
   if (x.size() < kFewestCells) return kUndefined;
-  x = ranks_of(x);
-  y = ranks_of(y);
-  const double middle = (static_cast<double>(x.size()) + 1) / 2;
-  double xx = 0, yy = 0, xy = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    xx += (x[i] - middle) * (x[i] - middle);
-    yy += (y[i] - middle) * (y[i] - middle);
-    xy += (x[i] - middle) * (y[i] - middle);
-  }
-  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : kUndefined;
+  return rank_correlation(std::span<const double>(x), std::span<const double>(y));
 }
 
 std::string fidelity_report(const Results& results, const ReportRequest& request) {

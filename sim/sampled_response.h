@@ -24,7 +24,6 @@ class SampledResponse {
   SampledResponse(std::size_t budgets, std::size_t samples, std::size_t steps)
       : samples_(samples), steps_(steps), sums_(budgets, std::vector<double>(samples * steps, 0.0)) {}
 
-  bool empty() const { return sums_.empty(); }
   /// Adds one KV head's errors at budget `budget` over a range of steps, see add_sampled_response.
   void add(std::size_t budget, MatrixView<const float> delta, MatrixView<const float> sensitivity, std::size_t group, StepRange steps) {
     add_sampled_response(sensitivity, delta, group, steps_, steps, steps_, std::span(sums_[budget]).subspan(steps.first));

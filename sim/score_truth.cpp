@@ -5,26 +5,11 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/error.h"
-#include "kernels/order.h"
 #include "policies/removal_cost.h"
+#include "sim/rank_correlation.h"
 
 namespace kvsim {
 namespace {
-
-/// Ranks 1 .. n from the largest value on, equal values sharing their mean rank.
-std::vector<double> mean_ranks(std::span<const float> values) {
-  std::vector<TokenIndex> order(values.size());
-  sort_descending(values, order);
-  std::vector<double> ranks(values.size());
-  for (std::size_t begin = 0; begin < order.size();) {
-    std::size_t end = begin + 1;
-    while (end < order.size() && values[order[end]] == values[order[begin]]) ++end;
-    for (std::size_t i = begin; i < end; ++i) ranks[order[i]] = 0.5 * static_cast<double>(begin + 1 + end);
-    begin = end;
-  }
-  return ranks;
-}
 
 double unit_truth(const UnitScores& unit, std::span<const float> cost) {
   std::vector<bool> is_protected(cost.size(), false);
@@ -39,20 +24,6 @@ double unit_truth(const UnitScores& unit, std::span<const float> cost) {
 }
 
 }  // namespace
-
-double rank_correlation(std::span<const float> a, std::span<const float> b) {
-  KVSIM_CHECK(a.size() == b.size(), "rank correlation of {} and {} values", a.size(), b.size());
-  const std::vector<double> rank_a = mean_ranks(a), rank_b = mean_ranks(b);
-  const double mean = 0.5 * static_cast<double>(a.size() + 1);
-  double both = 0, square_a = 0, square_b = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    both += (rank_a[i] - mean) * (rank_b[i] - mean);
-    square_a += (rank_a[i] - mean) * (rank_a[i] - mean);
-    square_b += (rank_b[i] - mean) * (rank_b[i] - mean);
-  }
-  if (!(square_a > 0) || !(square_b > 0)) return std::numeric_limits<double>::quiet_NaN();
-  return both / std::sqrt(square_a * square_b);
-}
 
 void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head,
                          std::span<double> squares) {

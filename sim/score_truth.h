@@ -11,10 +11,6 @@
 
 namespace kvsim {
 
-/// Spearman's rank correlation of two lists of equal length, ties averaged, in [-1, 1]. NaN where it is
-/// undefined: fewer than two values, or no two different ones in one of the lists. Values must not be NaN.
-double rank_correlation(std::span<const float> a, std::span<const float> b);
-
 /// Adds the squared changes of query head `head`'s outputs over the steps of `exact` to squares[T]
 /// (policies/removal_cost.h).
 void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head,

@@ -171,11 +171,9 @@ int show_report(const std::vector<std::string>& folders, ReportRequest request,
   if (!closed.empty()) {
     add_judged(results, closed);
   } else if (closed = closed_files(folders); !closed.empty()) {
-    const Results open_loop = results;
     try {
       add_judged(results, closed);
     } catch (const UserError& error) {  // nobody named the file: the report goes on without it
-      results = open_loop;
       fmt::print(stderr, "kvsim: left out: {}\n", error.what());
     }
   }

@@ -311,23 +311,10 @@ TEST(Parts, ExamplesOfHelpWork) {
 }
 
 /// Counts what is computed rather than found.
-class CountingFeatures final : public HeadFeatures {
+class CountingFeatures final : public MeansOf {
  public:
-  explicit CountingFeatures(const HeadFeatures& head) : head_(head) {}
-  const LayerGeometry& geometry() const override { return head_.geometry(); }
-  std::uint32_t kv_head() const override { return head_.kv_head(); }
-  MatrixView<const float> keys() const override { return head_.keys(); }
+  using MeansOf::MeansOf;
   MatrixView<const float> values() const override { return ++values_read, head_.values(); }
-  Rope rope() const override { return head_.rope(); }
-  std::span<const float> window_mean(std::uint32_t w, std::size_t h) const override {
-    return head_.window_mean(w, h);
-  }
-  std::span<const float> attention_sum(std::size_t h) const override { return head_.attention_sum(h); }
-  std::span<const float> attention_mean_over_visible(std::size_t h) const override {
-    return head_.attention_mean_over_visible(h);
-  }
-  QueryStats query_stats(std::size_t h) const override { return head_.query_stats(h); }
-  std::span<const float> decode_mean(std::size_t h) const override { return head_.decode_mean(h); }
   MatrixView<const float> queries(const QueryRows& rows, std::size_t h) const override {
     return ++queries_read, head_.queries(rows, h);
   }
@@ -337,9 +324,6 @@ class CountingFeatures final : public HeadFeatures {
   std::span<const std::uint32_t> budgets() const override { return head_.budgets(); }
 
   mutable int values_read = 0, queries_read = 0, rows_folded = 0;
-
- private:
-  const HeadFeatures& head_;
 };
 
 TEST(SharedParts, AreComputedOnceForAllVariants) {

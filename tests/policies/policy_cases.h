@@ -33,6 +33,29 @@ inline std::unique_ptr<Policy> prepared_policy(std::string_view spec) {
   return policy;
 }
 
+/// Another head without attention of single queries.
+class MeansOf : public HeadFeatures {
+ public:
+  explicit MeansOf(const HeadFeatures& head) : head_(head) {}
+  const LayerGeometry& geometry() const override { return head_.geometry(); }
+  std::uint32_t kv_head() const override { return head_.kv_head(); }
+  MatrixView<const float> keys() const override { return head_.keys(); }
+  MatrixView<const float> values() const override { return head_.values(); }
+  Rope rope() const override { return head_.rope(); }
+  std::span<const float> window_mean(std::uint32_t n, std::size_t h) const override {
+    return head_.window_mean(n, h);
+  }
+  std::span<const float> attention_sum(std::size_t h) const override { return head_.attention_sum(h); }
+  std::span<const float> attention_mean_over_visible(std::size_t h) const override {
+    return head_.attention_mean_over_visible(h);
+  }
+  QueryStats query_stats(std::size_t h) const override { return head_.query_stats(h); }
+  std::span<const float> decode_mean(std::size_t h) const override { return head_.decode_mean(h); }
+
+ protected:
+  const HeadFeatures& head_;
+};
+
 /// What the UserError of `task` says, or "accepted".
 template <typename Task>
 std::string error_of(const Task& task) {

@@ -7,29 +7,6 @@
 namespace kvsim::test {
 namespace {
 
-/// A head that has no attention of single queries to offer.
-class Means final : public HeadFeatures {
- public:
-  explicit Means(const DenseFeatures& head) : head_(head) {}
-  const LayerGeometry& geometry() const override { return head_.geometry(); }
-  std::uint32_t kv_head() const override { return head_.kv_head(); }
-  MatrixView<const float> keys() const override { return head_.keys(); }
-  MatrixView<const float> values() const override { return head_.values(); }
-  Rope rope() const override { return head_.rope(); }
-  std::span<const float> window_mean(std::uint32_t n, std::size_t h) const override {
-    return head_.window_mean(n, h);
-  }
-  std::span<const float> attention_sum(std::size_t h) const override { return head_.attention_sum(h); }
-  std::span<const float> attention_mean_over_visible(std::size_t h) const override {
-    return head_.attention_mean_over_visible(h);
-  }
-  QueryStats query_stats(std::size_t h) const override { return head_.query_stats(h); }
-  std::span<const float> decode_mean(std::size_t h) const override { return head_.decode_mean(h); }
-
- private:
-  const DenseFeatures& head_;
-};
-
 TEST(ReadsRows, IsFalseWhereAScoreIsMadeOfMeans) {
   const DenseLayer layer = random_layer(40, 1, 2, 5);
   const DenseFeatures head(layer, 0);
@@ -42,7 +19,7 @@ TEST(ReadsRows, IsFalseWhereAScoreIsMadeOfMeans) {
     const std::unique_ptr<Policy> policy = policy_of(spec);
     EXPECT_FALSE(reads_rows(*policy)) << spec;
     std::vector<UnitScores> scores(policy->unit() == Unit::query ? 2 : 1);
-    EXPECT_NO_THROW(policy->score(Means(head), scores)) << spec;
+    EXPECT_NO_THROW(policy->score(MeansOf(head), scores)) << spec;
     EXPECT_EQ(scores[0].score.size(), 40u) << spec;
   }
 }

@@ -1,6 +1,7 @@
 // score_truth: the closed form against brute-force removal in double, rank correlation, and the metric of a
 // whole unit.
 #include "sim/score_truth.h"
+#include "sim/rank_correlation.h"
 
 #include <gtest/gtest.h>
 
