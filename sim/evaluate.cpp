@@ -76,7 +76,7 @@ void recompute_underflow(const HeadView& head, const UnitSelection& unit, std::s
   std::sort(held.begin(), held.end());
   std::vector<double> output(g.value_dim);
   subset_output(head.block.key.view(), head.block.value.view(), exact.queries().row_span(row), head.layer.rule, held, output);
-  const MatrixView<const float> truth = exact.curve_input(head.block).exact;
+  const MatrixView<const float> truth = exact.outputs();
   double error = 0, norm = 0;
   for (std::size_t c = 0; c < g.value_dim; ++c) {
     const double o = truth(c, row);
@@ -86,6 +86,17 @@ void recompute_underflow(const HeadView& head, const UnitSelection& unit, std::s
       delta->data[budget * delta->budget_stride + c * delta->stride + row] = static_cast<float>(output[c] - o);
   }
   values.error(budget, row - row_begin) = static_cast<float>(norm > 0 ? std::sqrt(error / norm) : std::sqrt(error));
+}
+
+/// The kept set of a row is its own best n: it agrees by definition, and what it lacks of a needed set is arithmetic.
+void count_own_order(const ExactSteps& exact, const UnitSelection& unit, std::size_t row_begin, std::size_t row_end, RowValues& values) {
+  for (std::size_t c = 0; c < kMassFractions.size(); ++c) {
+    const std::span<const std::uint32_t> needed = exact.needed_prompt(c);
+    for (std::size_t b = 0; b < unit.ascending.size(); ++b)
+      for (std::size_t row = row_begin; row < row_end; ++row) values.found[c](b, row - row_begin) = std::min(unit.ascending[b], needed[row]);
+  }
+  for (std::size_t b = 0; b < unit.ascending.size(); ++b)
+    for (std::size_t row = row_begin; row < row_end; ++row) values.agree(b, row - row_begin) = values.limits(b, row);
 }
 
 template <typename Rank>
@@ -102,15 +113,8 @@ void run_kernels(const HeadView& head, MatrixView<const Rank> ranks, const UnitS
   }
   visible_counts(exact, unit, head.layer.rule.window != 0, step_order, values.limits);
   if (step_order) {
-    // The kept set of a row is its own best n: it agrees by definition, and what it lacks of a needed set is arithmetic.
     own_order_curve(in, ranks, row_begin, row_end, out);
-    for (std::size_t b = 0; b < unit.ascending.size(); ++b) {
-      for (std::size_t row = row_begin; row < row_end; ++row) {
-        values.agree(b, row - row_begin) = values.limits(b, row);
-        for (std::size_t c = 0; c < kMassFractions.size(); ++c)
-          values.found[c](b, row - row_begin) = std::min(unit.ascending[b], exact.needed_prompt(c)[row]);
-      }
-    }
+    count_own_order(exact, unit, row_begin, row_end, values);
     return;
   }
   curve_pass(in, row_begin, row_end, out);
@@ -215,6 +219,29 @@ void add_budget(Adding& adding, std::size_t budget, HeadMeasure& measure, std::s
   measure.add_readable(to, sum, most);
 }
 
+/// Takes the values of a range from what a device found for ranking `ranking`.
+void take_device_rows(const HeadView& head, const CurveResults& found, std::size_t ranking, bool step_order, Range& range, HeadDelta* delta) {
+  const ExactSteps& exact = head.exact;
+  RowValues& values = range.values;
+  const std::size_t rows = range.end - range.first, skipped = range.first - range.begin;
+  const auto take = [&](auto& matrix, const auto* from, std::size_t b, std::size_t at) {
+    std::copy_n(from + at + range.first, rows, matrix.row(b) + skipped);
+  };
+  visible_counts(exact, *range.unit, head.layer.rule.window != 0, step_order, values.limits);
+  for (std::size_t b = 0; b < range.unit->ascending.size(); ++b) {
+    take(values.error, found.error, b, found.at(ranking, b));
+    take(values.recall, found.recall, b, found.at(ranking, b));
+    if (!step_order) {
+      take(values.agree, found.agree, b, found.at(ranking, b));
+      for (std::size_t c = 0; c < kMassFractions.size(); ++c) take(values.found[c], found.found, b, found.found_at(c, ranking, b));
+    }
+    for (std::size_t c = 0; delta != nullptr && c < found.value_dim; ++c)
+      std::copy_n(found.delta + ((ranking * found.counts + b) * found.value_dim + c) * found.stride + range.first, rows,
+                  delta->data.data() + b * delta->budget_stride + c * delta->stride + range.first);
+  }
+  if (step_order) count_own_order(exact, *range.unit, range.begin, range.end, values);
+}
+
 /// Replaces the errors of a range by those over the entries that the policy puts in place of the kept ones. Adds the
 /// unit's share of the bytes at every budget to `share`.
 void apply_transform(const HeadView& head, const EntryTransform& transform, std::size_t query_head, Range& range,
@@ -235,14 +262,32 @@ void apply_transform(const HeadView& head, const EntryTransform& transform, std:
 
 }  // namespace
 
+std::vector<Ranking> device_rankings(const HeadView& head, const LayerSelection& selection, std::vector<Matrix<std::uint32_t>>& limits) {
+  const ExactSteps& exact = head.exact;
+  const LayerGeometry& g = head.layer.geometry;
+  const std::size_t count = selection.unit == Unit::query ? g.group : 1, steps = exact.steps().count;
+  std::vector<Ranking> rankings;
+  for (std::size_t i = 0; i < count; ++i) {
+    const UnitSelection& unit = selection.of(head.block.kv_head, i, g.group);
+    Ranking ranking{unit.order, unit.ascending, {}, i * steps, count == 1 ? exact.rows() : (i + 1) * steps};
+    if (head.layer.rule.window != 0) {
+      Matrix<std::uint32_t>& of_unit = limits.emplace_back(unit.ascending.size(), exact.rows(), kRowPad);
+      visible_counts(exact, unit, true, false, of_unit);
+      ranking.limits = of_unit.view();
+    }
+    rankings.push_back(ranking);
+  }
+  return rankings;
+}
+
 void measure_steps(const HeadView& head, const LayerSelection& selection, bool step_order, HeadMeasure& measure,
-                   HeadDelta* delta, const EntryTransform* transform) {
+                   HeadDelta* delta, const EntryTransform* transform, const DeviceRows* device) {
   const ExactSteps& exact = head.exact;
   const LayerGeometry& g = head.layer.geometry;
   const std::size_t steps = exact.steps().count;
   const std::size_t budgets = selection.units.front().counts.size();
   if (delta != nullptr) {
-    delta->stride = exact.weights().stride;
+    delta->stride = exact.row_stride();
     delta->budget_stride = delta->stride * g.value_dim;
     delta->data.assign(budgets * delta->budget_stride, 0.0f);
   }
@@ -258,14 +303,16 @@ void measure_steps(const HeadView& head, const LayerSelection& selection, bool s
     range.first = i * steps;
     range.end = count == 1 ? exact.rows() : (i + 1) * steps;
     range.begin = range.first / kRowPad * kRowPad;
-    range.values.resize(budgets, range.end - range.begin, exact.weights().stride);
+    range.values.resize(budgets, range.end - range.begin, exact.row_stride());
     HeadDelta part;
     HeadDelta* target = delta;
     if (delta != nullptr && (count > 1 || !range.unit->in_order())) {
       part = *delta;
       target = &part;
     }
-    if (exact.wide_ranks()) {
+    if (device != nullptr) {
+      take_device_rows(head, *device->results, step_order ? device->first : device->first + i, step_order, range, target);
+    } else if (exact.wide_ranks()) {
       run_kernels(head, exact.ranks32(), *range.unit, step_order, range.begin, range.end, range.values, target);
     } else {
       run_kernels(head, exact.ranks16(), *range.unit, step_order, range.begin, range.end, range.values, target);

@@ -37,11 +37,22 @@ struct EntryTransform {
   const HeadFeatures& features;
 };
 
+/// What a device found for a selection on a head: the rankings from `first` on are its units, one after the other.
+struct DeviceRows {
+  const CurveResults* results = nullptr;
+  std::size_t first = 0;
+};
+
+/// What a device is asked for: the units of a selection on a KV head. Their limits, in layers with a sliding window, are added
+/// to `limits`, which must live as long as the rankings.
+std::vector<Ranking> device_rankings(const HeadView& head, const LayerSelection& selection, std::vector<Matrix<std::uint32_t>>& limits);
+
 /// Measures the steps of `head.exact` at the budgets of the selection. `delta` may be null; its budgets are the selection's.
+/// `device` holds what its kernels found where the steps are on one, else null.
 /// With `transform` output errors are those over the changed entries, budget by budget; everything that goes by positions
 /// (recall, consistency, misses) is that of the kept tokens.
 void measure_steps(const HeadView& head, const LayerSelection& selection, bool step_order, HeadMeasure& measure,
-                   HeadDelta* delta, const EntryTransform* transform = nullptr);
+                   HeadDelta* delta, const EntryTransform* transform = nullptr, const DeviceRows* device = nullptr);
 
 /// Set metrics of the KV head at all budgets: mean over the units that it has.
 SetMetrics measure_sets(const LayerContext& layer, std::size_t kv_head, const Selection& selection, std::size_t budgets,

@@ -24,10 +24,9 @@ void for_tiles(std::size_t rows, std::size_t tile, const Task& task) {
 
 }  // namespace
 
-ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRange steps, bool with_ranks)
+ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRange steps, bool with_ranks, Device* device)
     : steps_(steps), prompt_(layer.geometry.prompt), rows_(layer.geometry.group * steps.count) {
   const LayerGeometry& g = layer.geometry;
-  const std::size_t tokens = g.prompt + g.decode;
   const std::size_t recorded = block.query.rows() / g.group;
   KVSIM_CHECK(recorded >= g.decode && steps.first + steps.count <= g.decode, "{} queries for {} steps", recorded, g.decode);
 
@@ -44,6 +43,16 @@ ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRa
       first_visible_[row] = window == 0 || position_[row] + 1 <= window ? 0 : position_[row] + 1 - window;
     }
   }
+  if (device == nullptr) {
+    compute(block, layer, with_ranks);
+  } else {
+    device_head_ = device->load({block.key.view(), block.value.view(), queries_.view(), position_, prompt_, layer.rule, layer.stored, with_ranks});
+  }
+}
+
+void ExactSteps::compute(const HeadBlock& block, const LayerContext& layer, bool with_ranks) {
+  const LayerGeometry& g = layer.geometry;
+  const std::size_t tokens = g.prompt + g.decode;
   weights_ = Matrix<float>(tokens, rows_, kRowPad);
   exact_ = Matrix<float>(g.value_dim, rows_, kRowPad);
   tail_output_ = Matrix<float>(g.value_dim, rows_, kRowPad);
@@ -79,7 +88,48 @@ void ExactSteps::rank_all(const LayerContext& layer, Matrix<Rank>& ranks) {
   });
 }
 
+void ExactSteps::fetch() const {
+  if (!device_head_) return;
+  std::call_once(fetched_, [this] {
+    const std::unique_lock lock = lock_device();
+    const HeadExact& head = device_head_->exact();
+    exact_ = Matrix<float>(head.output.cols(), rows_, kRowPad);
+    for (std::size_t row = 0; row < rows_; ++row)
+      for (std::size_t c = 0; c < head.output.cols(); ++c) exact_(c, row) = head.output(row, c);
+    for (std::size_t c = 0; c < kMassFractions.size(); ++c) {
+      needed_total_[c] = head.needed_total[c];
+      needed_prompt_[c] = head.needed_prompt[c];
+    }
+  });
+}
+
+MatrixView<const float> ExactSteps::weights() const {
+  if (device_head_) {
+    std::call_once(weights_fetched_, [this] {
+      const std::unique_lock lock = lock_device();
+      weights_ = device_head_->weights();
+    });
+  }
+  return weights_.view();
+}
+
+MatrixView<const float> ExactSteps::outputs() const {
+  fetch();
+  return exact_.view();
+}
+
+std::span<const std::uint32_t> ExactSteps::needed_total(std::size_t fraction) const {
+  fetch();
+  return needed_total_[fraction];
+}
+
+std::span<const std::uint32_t> ExactSteps::needed_prompt(std::size_t fraction) const {
+  fetch();
+  return needed_prompt_[fraction];
+}
+
 CurveInput ExactSteps::curve_input(const HeadBlock& block) const {
+  KVSIM_CHECK(!device_head_, "the rows are on a device");
   CurveInput in;
   in.weights = weights_.view().rows_from(0, prompt_);
   in.values = block.value.view().rows_from(0, prompt_);
@@ -90,6 +140,7 @@ CurveInput ExactSteps::curve_input(const HeadBlock& block) const {
 }
 
 void ExactSteps::add_prompt_sums(std::size_t head, std::span<double> sum) const {
+  if (device_head_) return device_head_->add_prompt_sums(head * steps_.count, (head + 1) * steps_.count, sum);
   constexpr std::size_t kTokens = 256;  // of one task
   for_tiles(prompt_, kTokens, [&](std::size_t first, std::size_t last) {
     // Block by block, so that the sum over all steps is the same however they were cut into ranges.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "kernels/error.h"
 
@@ -36,9 +37,9 @@ void unrotate(std::span<double> x, std::span<const float> inverse_frequency, Rop
 }
 
 BlockFeatures::BlockFeatures(const HeadBlock& block, const LayerContext& layer, Rows decode_mean, std::uint32_t most_window,
-                             std::vector<std::uint32_t> budgets, const ExactSteps* exact)
+                             std::vector<std::uint32_t> budgets, const ExactSteps* exact, const ExactSteps* device)
     : block_(block), layer_(layer), decode_mean_(std::move(decode_mean)), most_window_(most_window),
-      budgets_(std::move(budgets)), exact_(exact) {
+      budgets_(std::move(budgets)), exact_(exact), device_(device) {
   KVSIM_CHECK(exact == nullptr || exact->steps().count == layer.geometry.decode, "{} of {} steps are held",
               exact == nullptr ? 0 : exact->steps().count, layer.geometry.decode);
 }
@@ -55,7 +56,7 @@ Rope BlockFeatures::rope() const {
   return rope;
 }
 
-void BlockFeatures::compute_window_weights() const {
+std::pair<Matrix<float>, std::vector<TokenIndex>> BlockFeatures::window_rows() const {
   const LayerGeometry& g = layer_.geometry;
   const std::size_t recorded = recorded_prompt_queries();
   const std::size_t window = most_window_;
@@ -70,6 +71,26 @@ void BlockFeatures::compute_window_weights() const {
       position[row] = static_cast<TokenIndex>(g.prompt - window + i);
     }
   }
+  return {std::move(queries), std::move(position)};
+}
+
+void BlockFeatures::attend_window() const {
+  if (window_attended_) return;
+  const auto [queries, position] = window_rows();
+  device_->on_device()->attend(queries.view(), position);
+  window_attended_ = true;
+}
+
+void BlockFeatures::compute_window_weights() const {
+  const LayerGeometry& g = layer_.geometry;
+  if (device_ != nullptr) {
+    const std::unique_lock lock = device_->lock_device();
+    attend_window();
+    window_weights_ = device_->on_device()->attended_weights();
+    return;
+  }
+  const auto [queries, position] = window_rows();
+  const std::size_t rows = queries.rows();
   window_weights_ = Matrix<float>(g.prompt, rows, kRowPad);
   for (std::size_t begin = 0; begin < rows; begin += kRowTile) {
     attention_weights(keys(), queries.view(), position, layer_.rule, begin, std::min(rows, begin + kRowTile),
@@ -80,12 +101,18 @@ void BlockFeatures::compute_window_weights() const {
 BlockFeatures::Rows BlockFeatures::compute_window_mean(std::uint32_t window) const {
   const LayerGeometry& g = layer_.geometry;
   KVSIM_CHECK(window > 0 && window <= most_window_, "window {} was not announced ({})", window, most_window_);
-  if (window_weights_.empty()) compute_window_weights();
+  if (device_ == nullptr && window_weights_.empty()) compute_window_weights();
   Rows means(g.group);
   std::vector<double> sum(g.prompt);
   for (std::size_t h = 0; h < g.group; ++h) {
     const std::size_t end = (h + 1) * most_window_;
-    column_sums(window_weights_.view(), end - window, end, sum);
+    if (device_ != nullptr) {
+      const std::unique_lock lock = device_->lock_device();
+      attend_window();
+      device_->on_device()->attended_sums(end - window, end, sum);
+    } else {
+      column_sums(window_weights_.view(), end - window, end, sum);
+    }
     narrow(sum, 1.0 / window, means[h]);
   }
   return means;
@@ -98,21 +125,39 @@ std::span<const float> BlockFeatures::window_mean(std::uint32_t window, std::siz
   return found->second[query_head];
 }
 
+std::vector<double> BlockFeatures::summed_prompt_attention(std::size_t h) const {
+  const std::size_t prompt = layer_.geometry.prompt;
+  std::vector<double> total(prompt), part(prompt);
+  if (device_ == nullptr) {
+    each_prompt_tile(h, [&](const PromptTile& tile) {
+      const std::size_t seen = tile.weights.rows;
+      column_sums(tile.weights, 0, tile.count, std::span(part).first(seen));
+      for (std::size_t i = 0; i < seen; ++i) total[i] += part[i];
+    });
+    return total;
+  }
+  constexpr std::size_t kRows = 512;
+  const MatrixView<const float> all = prompt_queries(h);
+  std::vector<TokenIndex> position(prompt);
+  std::iota(position.begin(), position.end(), TokenIndex{0});
+  const std::unique_lock lock = device_->lock_device();
+  window_attended_ = false;
+  for (std::size_t begin = 0; begin < prompt; begin += kRows) {
+    const std::size_t count = std::min(prompt - begin, kRows);
+    device_->on_device()->attend(all.rows_from(begin, count), std::span(position).subspan(begin, count));
+    device_->on_device()->attended_sums(0, count, part);
+    for (std::size_t i = 0; i < prompt; ++i) total[i] += part[i];
+  }
+  return total;
+}
+
 void BlockFeatures::compute_attention_sum() const {
   const LayerGeometry& g = layer_.geometry;
   Rows sums(g.group);
   if (const auto recorded = block_.attention_stats.find("sum"); recorded != block_.attention_stats.end()) {
     for (std::size_t h = 0; h < g.group; ++h) sums[h].assign(recorded->second.row(h), recorded->second.row(h) + g.prompt);
   } else {
-    for (std::size_t h = 0; h < g.group; ++h) {
-      std::vector<double> total(g.prompt), part(g.prompt);
-      each_prompt_tile(h, [&](const PromptTile& tile) {
-        const std::size_t seen = tile.weights.rows;
-        column_sums(tile.weights, 0, tile.count, std::span(part).first(seen));
-        for (std::size_t i = 0; i < seen; ++i) total[i] += part[i];
-      });
-      narrow(total, 1.0, sums[h]);
-    }
+    for (std::size_t h = 0; h < g.group; ++h) narrow(summed_prompt_attention(h), 1.0, sums[h]);
   }
   attention_mean_.resize(g.group);
   for (std::size_t h = 0; h < g.group; ++h) {

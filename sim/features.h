@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "policies/policy.h"
@@ -20,8 +21,10 @@ class BlockFeatures final : public HeadFeatures {
   /// `decode_mean` [group][T]: mean attention of the true decode queries; may be empty when nobody needs it.
   /// `most_window`: the largest observation window that will be asked for. `budgets`: of the run, ascending.
   /// `exact`: all steps of the head where they are held, else null; their weights are those of the true decode queries.
+  /// `device`: some steps of the head on a device, which then computes the attention of prompt queries; may be null.
   BlockFeatures(const HeadBlock& block, const LayerContext& layer, std::vector<std::vector<float>> decode_mean,
-                std::uint32_t most_window, std::vector<std::uint32_t> budgets = {}, const ExactSteps* exact = nullptr);
+                std::uint32_t most_window, std::vector<std::uint32_t> budgets = {}, const ExactSteps* exact = nullptr,
+                const ExactSteps* device = nullptr);
 
   const LayerGeometry& geometry() const override { return layer_.geometry; }
   std::uint32_t kv_head() const override { return block_.kv_head; }
@@ -56,7 +59,12 @@ class BlockFeatures final : public HeadFeatures {
   void compute_row_outputs(const QueryRows& rows, RowsEntry& entry) const;
   using Rows = std::vector<std::vector<float>>;  // [group][T]
   std::size_t recorded_prompt_queries() const;
+  /// The rows of the widest window, query head major, and where they stand.
+  std::pair<Matrix<float>, std::vector<TokenIndex>> window_rows() const;
+  /// Has the device attend with the widest window, unless it did so last.
+  void attend_window() const;
   void compute_window_weights() const;
+  std::vector<double> summed_prompt_attention(std::size_t query_head) const;
   Rows compute_window_mean(std::uint32_t window) const;
   void compute_attention_sum() const;
   void compute_query_stats() const;
@@ -67,6 +75,8 @@ class BlockFeatures final : public HeadFeatures {
   std::uint32_t most_window_;
   std::vector<std::uint32_t> budgets_;
   const ExactSteps* exact_;
+  const ExactSteps* device_;
+  mutable bool window_attended_ = false;  // whether the device's last rows are the window's
   mutable std::mutex mutex_;
   mutable std::map<QueryRows, std::unique_ptr<RowsEntry>> entries_;
   mutable Matrix<float> window_weights_;  // [T, group * most_window]

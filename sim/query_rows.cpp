@@ -80,6 +80,13 @@ void BlockFeatures::compute_rows(const QueryRows& rows, Matrix<float>& weights) 
       position[h * n + i] = position_of(rows, i, n, g.prompt);
     }
   }
+  if (device_ != nullptr && rows.source != Source::oracle) {
+    const std::unique_lock lock = device_->lock_device();
+    window_attended_ = false;
+    device_->on_device()->attend(stacked.view(), position);
+    weights = device_->on_device()->attended_weights();
+    return;
+  }
   // True decode queries see the tokens decoded before them.
   const MatrixView<const float> seen = rows.source == Source::oracle ? block_.key.view() : keys();
   weights = Matrix<float>(seen.rows, stacked.rows(), kRowPad);

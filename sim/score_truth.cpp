@@ -27,6 +27,8 @@ double unit_truth(const UnitScores& unit, std::span<const float> cost) {
 
 void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::size_t head,
                          std::span<double> squares) {
+  if (DeviceHead* const device = exact.on_device())
+    return device->add_removal_squares(head * exact.steps().count, (head + 1) * exact.steps().count, squares);
   const CurveInput in = exact.curve_input(block);
   const std::size_t steps = exact.steps().count;
   constexpr std::size_t kTokens = 256;  // of one task

@@ -66,7 +66,7 @@ void measure_transformed(const HeadView& head, const Transformed& entries, std::
   const LayerGeometry& g = head.layer.geometry;
   KVSIM_CHECK(entries.keys.rows() == kept.size() && entries.values.rows() == kept.size(), "{} keys and {} values of {} kept tokens",
               entries.keys.rows(), entries.values.rows(), kept.size());
-  const MatrixView<const float> truth = head.exact.curve_input(head.block).exact;
+  const MatrixView<const float> truth = head.exact.outputs();
   const std::size_t decoded = head.exact.steps().first + head.exact.steps().count;
   for (std::size_t begin = first; begin < end; begin += kTransformedTile) {
     const Tile tile(head, begin, std::min(kTransformedTile, end - begin));

@@ -44,10 +44,14 @@ void UnitReplay::compute_oracle(std::size_t kv) {
   std::vector<std::vector<double>> sums(g_.group, std::vector<double>(g_.prompt, 0.0));
   std::vector<std::vector<double>> removal(judges_scores() ? g_.group : 0, std::vector<double>(g_.prompt, 0.0));
   for (const StepRange& range : chunks()) {
-    auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold);
+    auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold, settings_.device);
     for (std::size_t h = 0; h < g_.group; ++h) exact->add_prompt_sums(h, sums[h]);
     for (std::size_t h = 0; h < removal.size(); ++h) add_removal_squares(*exact, heads_[kv].block, h, removal[h]);
-    if (settings_.memory.hold) heads_[kv].exact = std::move(exact);
+    if (settings_.memory.hold) {
+      heads_[kv].exact = std::move(exact);
+    } else if (exact->on_device() != nullptr) {
+      heads_[kv].attending = std::move(exact);
+    }
   }
   for (std::size_t h = 0; h < g_.group; ++h) {
     std::vector<float> mean(g_.prompt);
@@ -63,8 +67,10 @@ void UnitReplay::compute_oracle(std::size_t kv) {
 
 void UnitReplay::make_features(std::size_t kv) {
   HeadState& head = heads_[kv];
-  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_,
-                                                  head.exact.get());
+  if (settings_.device != nullptr && !head.exact && !head.attending)
+    head.attending = std::make_unique<ExactSteps>(head.block, layer_, StepRange{0, std::min(kStepBlock, g_.decode)}, false, settings_.device);
+  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_, head.exact.get(),
+                                                  settings_.device == nullptr ? nullptr : head.exact ? head.exact.get() : head.attending.get());
   head.hindsight = std::make_unique<HindsightFeatures>(*head.features);
 }
 

@@ -38,6 +38,9 @@ struct ModelSummaries {
   std::string failure;                     // why the variant failed on one of them, else empty
 };
 
+/// Rankings of `counts` budgets that one call of a device measures, bounded by the memory for their results.
+std::size_t rankings_per_call(const LayerGeometry& geometry, std::size_t steps, std::size_t counts, bool deltas);
+
 /// What is measured on a unit.
 struct UnitSettings {
   std::vector<const Variant*> variants;
@@ -49,6 +52,7 @@ struct UnitSettings {
   bool detail = false;
   bool fail_fast = false;
   UnitMemory memory;
+  Device* device = nullptr;  // that computes what it can; null = the CPU does all
 };
 
 /// Chosen metric names by level, in registered order.
@@ -67,9 +71,11 @@ BlockRequest metrics_request(const LayerInfo& layer, std::span<const std::string
 BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer,
                            std::span<const std::string> metrics);
 
-/// Fits a unit into `limit` bytes. Throws UserError with the number needed when nothing fits.
+/// Fits a unit into `limit` bytes, and into the memory of `device` where it is not null. Throws UserError with the number
+/// needed when nothing fits.
 UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit);
+                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit,
+                       const Device* device = nullptr);
 
 /// Runs the unit; variants and budgets are numbered as in the settings. A variant that throws UserError becomes a failure and the others go on (unless fail_fast).
 UnitResult replay_unit(const LayerContext& layer, const UnitSettings& settings, BlockSource& source);

@@ -24,6 +24,7 @@ namespace kvsim {
 struct HeadState {
   HeadBlock block;
   std::unique_ptr<ExactSteps> exact;       // all steps, when the layer is held
+  std::unique_ptr<ExactSteps> attending;   // some steps on a device, for the features, where not all are held
   std::unique_ptr<BlockFeatures> features;
   Matrix<float> sketch;                    // of the output projection, see sketch_of
   std::unique_ptr<HindsightFeatures> hindsight;  // of `features`: variants share its results too
@@ -94,6 +95,13 @@ class UnitReplay {
   void measure_held(std::size_t first, std::size_t last);
   void measure_streamed(std::size_t first, std::size_t last);
   void measure_variant(std::size_t v, std::size_t kv, const ExactSteps& exact);
+  /// One part of the variant's selection; `device` holds what was found where the steps are on a device, else null.
+  void measure_part(std::size_t v, std::size_t kv, const ExactSteps& exact, const LayerSelection& part, const DeviceRows* device);
+  struct DeviceBatch;
+  /// Adds up what the device found for a batch, and empties it.
+  void take_batch(DeviceBatch& batch, std::size_t kv, const ExactSteps& exact, const CurveResults& results);
+  /// Variants first .. last - 1 on the device that holds `exact`, as many in one call as fit.
+  void measure_on_device(std::size_t first, std::size_t last, std::size_t kv, const ExactSteps& exact);
   void add_exact_projection(std::size_t kv, const ExactSteps& exact);
   void emit(std::size_t v, UnitResult& result);
   /// Variants first .. last - 1 by all threads, in the order of the variants.

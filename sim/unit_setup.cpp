@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/error.h"
 #include "policies/reads_means.h"
@@ -43,6 +44,7 @@ LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordina
   context.rope_layout = trace.rope_layout;
   context.attention_scaling = layer.attention_scaling;
   context.element_bytes = size_of(trace.dtype);
+  context.stored = trace.dtype;
   context.residual_norm = layer.residual_norm;
   for (const Segment& segment : trace.segments) {
     const auto end = std::min<std::uint32_t>(segment.end, static_cast<std::uint32_t>(g.prompt));
@@ -121,6 +123,7 @@ struct Sizes {
   std::uint64_t guesses = 0;         // attention of windows and pseudo queries
   std::uint64_t future = 0;          // attention of the true decode queries, where a score asks for their rows
   std::uint64_t future_outputs = 0;  // and their outputs
+  std::uint64_t most_units = 1;      // per KV head
   bool transforms = false;           // some variant looks at the features again while it is measured
 };
 
@@ -163,7 +166,10 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
   std::uint64_t most_units = g.kv_heads, orders = 0;
   for (const Variant* variant : variants) {
-    if (variant->policy->unit() == Unit::query) most_units = g.kv_heads * g.group;
+    if (variant->policy->unit() == Unit::query) {
+      most_units = g.kv_heads * g.group;
+      sizes.most_units = g.group;
+    }
     if (variant->policy->traits().order_by_budget) orders = budgets;
     sizes.transforms |= variant->policy->traits().transforms;
     if (!reads_future_rows(*variant->policy)) continue;
@@ -188,36 +194,96 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
   return sizes;
 }
 
+/// Values of one ranking, budget and row that a device hands back: error, recall, agreement and needed sets.
+constexpr std::size_t kDeviceValues = 3 + kMassFractions.size();
+
+/// Whether the metrics need the error vectors themselves.
+bool asks_for_deltas(const BlockRequest& request, std::span<const std::string> metrics) {
+  return request.sensitivity_samples > 0 ||
+         (request.output_proj && (!metrics_of_level(metrics, MetricInfo::Level::layer).empty() || needs_norms(metrics)));
+}
+
+/// How a unit's heads fit onto a device, all steps or a range of them at a time.
+class DevicePlan {
+ public:
+  DevicePlan(const Device& device, const LayerGeometry& g, const BlockRequest& request, std::size_t variants, std::size_t most_units,
+             std::size_t budgets, bool deltas)
+      : device_(device), g_(g), budgets_(std::max<std::size_t>(budgets, 1)), rankings_(std::max<std::size_t>(variants * most_units, 1)), deltas_(deltas) {
+    constexpr std::size_t kPromptRows = 512;  // of a tile of prompt queries
+    attended_ = g.group * request.prompt_queries;
+    if (request.all_queries) attended_ = std::max(attended_, kPromptRows);
+    if (request.lookahead)
+      for (const LookaheadPass& pass : g.lookaheads) attended_ = std::max(attended_, g.group * pass.queries);
+  }
+  bool fits(std::size_t heads, std::size_t steps) const { return bytes(heads, steps) <= device_.memory(); }
+  std::uint64_t bytes(std::size_t heads, std::size_t steps) const {
+    const DeviceShape shape = this->shape(steps);
+    return heads * device_.head_bytes(shape) + device_.work_bytes(shape);
+  }
+  std::uint64_t memory() const { return device_.memory(); }
+  /// Results of a call, on the host.
+  std::uint64_t host_bytes(std::size_t steps) const {
+    const DeviceShape shape = this->shape(steps);
+    return shape.rankings * shape.counts * round_up(shape.rows, kRowPad) * (kDeviceValues + (deltas_ ? g_.value_dim : 0)) * sizeof(float);
+  }
+
+ private:
+  DeviceShape shape(std::size_t steps) const {
+    const std::size_t in_call = std::min(rankings_, std::max(rankings_per_call(g_, steps, budgets_, deltas_), g_.group));
+    return {g_.prompt, g_.decode, g_.group * steps, g_.key_dim, g_.value_dim, attended_, in_call, budgets_, deltas_};
+  }
+  const Device& device_;
+  const LayerGeometry& g_;
+  std::size_t budgets_, rankings_, attended_ = 0;
+  bool deltas_;
+};
+
 }  // namespace
 
+std::size_t rankings_per_call(const LayerGeometry& g, std::size_t steps, std::size_t counts, bool deltas) {
+  constexpr std::size_t kResults = 256u << 20;
+  const std::size_t one = counts * round_up(g.group * steps, kRowPad) * (kDeviceValues + (deltas ? g.value_dim : 0)) * sizeof(float);
+  return std::max<std::size_t>(1, kResults / std::max<std::size_t>(one, 1));
+}
+
 UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit) {
+                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit,
+                       const Device* device) {
   const LayerGeometry& g = layer.geometry;
   const Sizes sizes = unit_sizes(layer, request, variants, budgets, metrics, hidden);
   // The program itself, results of finished units, and what the allocator keeps back.
   constexpr std::uint64_t kBase = 96ull << 20;
   const auto n = static_cast<std::uint64_t>(threads);
-  const auto steps_bytes = [&](std::size_t steps) { return static_cast<std::uint64_t>(ExactSteps::bytes_needed(g, steps, true)); };
+  std::optional<DevicePlan> on_device;
+  if (device != nullptr) on_device.emplace(*device, g, request, variants.size(), sizes.most_units, budgets, asks_for_deltas(request, metrics));
+  const auto steps_bytes = [&](std::size_t steps) -> std::uint64_t {
+    if (!on_device) return ExactSteps::bytes_needed(g, steps, true);
+    // Weights come to the host only where a score asks for them.
+    return round_up(g.group * steps, kRowPad) * (2 * g.value_dim + g.key_dim) * sizeof(float) + sizes.future;
+  };
   UnitMemory memory;
   memory.step_chunk = std::max<std::size_t>(g.decode, 1);
   memory.variant_batch = std::max<std::size_t>(variants.size(), 1);
   // Held: the layer's heads with their weights, those of the future among them, and two blocks read ahead.
   const std::uint64_t head = sizes.block + steps_bytes(g.decode) + sizes.guesses + sizes.future_outputs;
   memory.bytes = kBase + g.kv_heads * head + 2 * sizes.block + sizes.raw + variants.size() * (sizes.score + sizes.projection) +
-                 n * sizes.task + sizes.heads;
-  if (memory.bytes <= limit) return memory;
+                 n * sizes.task + sizes.heads + (on_device ? on_device->host_bytes(g.decode) : 0);
+  if (memory.bytes <= limit && (!on_device || on_device->fits(g.kv_heads, g.decode))) return memory;
   memory.hold = false;
   const auto need = [&](std::size_t chunk, std::size_t batch) {
     const std::uint64_t scoring = sizes.guesses + sizes.future + sizes.future_outputs;
     const std::uint64_t measuring = steps_bytes(chunk) + (sizes.transforms ? sizes.guesses : 0);
     return kBase + 2 * sizes.block + sizes.raw + std::max(scoring, measuring) +
-           batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads;
+           batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads + (on_device ? on_device->host_bytes(chunk) : 0);
   };
   // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself: halve the larger cost first.
   const std::size_t whole = round_up(std::max<std::size_t>(g.decode, 1), kStepBlock);
   memory.step_chunk = whole;
-  while (need(memory.step_chunk, 1) > limit && memory.step_chunk > kStepBlock)
-    memory.step_chunk = round_up(memory.step_chunk / 2, kStepBlock);
+  const auto fits = [&](std::size_t chunk) { return need(chunk, 1) <= limit && (!on_device || on_device->fits(1, chunk)); };
+  while (!fits(memory.step_chunk) && memory.step_chunk > kStepBlock) memory.step_chunk = round_up(memory.step_chunk / 2, kStepBlock);
+  if (on_device && !on_device->fits(1, memory.step_chunk))
+    throw UserError("the device has {} MiB for layer {} (prompt {}, {} query heads per KV head), which needs {} MiB: free some of it, or use --device cpu",
+                    on_device->memory() >> 20, g.layer, g.prompt, g.group, (on_device->bytes(1, memory.step_chunk) >> 20) + 1);
   const std::uint64_t least = need(memory.step_chunk, 1);
   if (least > limit)
     throw UserError("--memory {} MiB is too little: layer {} (prompt {}, {} query heads per KV head) needs {} MiB", limit >> 20,

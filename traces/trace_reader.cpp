@@ -14,10 +14,15 @@ namespace kvsim {
 struct TraceReader::Impl {
   h5::File file;
   TraceInfo info;
-  Staging staging;
 };
 
 namespace {
+
+/// Staging memory of the calling thread, so that several may read from one reader.
+Staging& own_staging() {
+  thread_local Staging staging;
+  return staging;
+}
 
 /// What one read of a head works with.
 struct Head {
@@ -154,7 +159,7 @@ TraceReader::~TraceReader() = default;
 TraceReader TraceReader::open(const std::string& path) {
   h5::File file = h5::File::open(path);
   TraceInfo info = read_header(file);
-  return TraceReader(std::make_unique<Impl>(Impl{std::move(file), std::move(info), {}}));
+  return TraceReader(std::make_unique<Impl>(Impl{std::move(file), std::move(info)}));
 }
 
 const TraceInfo& TraceReader::info() const { return impl_->info; }
@@ -166,7 +171,7 @@ HeadBlock TraceReader::read_head(std::size_t layer_ordinal, std::uint32_t kv_hea
               layer_ordinal, kv_head, info.path);
   const LayerInfo& layer = info.layers[layer_ordinal];
   const Head head{info, layer, impl_->file.group("layers/" + layer_name(layer.index)), kv_head,
-                  impl_->staging};
+                  own_staging()};
   HeadBlock block;
   block.layer_ordinal = static_cast<std::uint32_t>(layer_ordinal);
   block.kv_head = kv_head;
@@ -187,7 +192,7 @@ Matrix<float> TraceReader::read_attention(std::size_t layer_ordinal, std::uint32
   const LayerInfo& layer = info.layers[layer_ordinal];
   const h5::Dataset dataset = impl_->file.dataset("layers/" + layer_name(layer.index) + "/attention");
   Matrix<float> out(layer.query_position.size(), info.tokens());
-  read_rows(dataset, {query_head}, 0, out.view(), Finite::required, impl_->staging);
+  read_rows(dataset, {query_head}, 0, out.view(), Finite::required, own_staging());
   return out;
 }
 
@@ -215,7 +220,7 @@ Matrix<float> TraceReader::read_retention(std::size_t layer_ordinal) const {
   const std::string where = "layers/" + layer_name(layer.index) + "/retention";
   if (!layer.has_retention) throw_lacking(info, where, "kvsim-record --retention-gates FILE");
   Matrix<float> out(info.num_kv_heads, info.tokens());
-  read_rows(impl_->file.dataset(where), {}, 0, out.view(), Finite::required, impl_->staging);
+  read_rows(impl_->file.dataset(where), {}, 0, out.view(), Finite::required, own_staging());
   for (std::size_t g = 0; g < out.rows(); ++g) {
     const auto row = out.view().row_span(g);
     const auto bad = std::find_if(row.begin(), row.end(), [](float x) { return x > 0.0f; });
@@ -236,7 +241,7 @@ Matrix<float> TraceReader::read_hidden(std::size_t layer_ordinal, std::uint64_t 
   const std::string where = "layers/" + layer_name(layer.index) + "/hidden";
   if (!layer.has_hidden) throw_lacking(info, where, "kvsim-record --hidden");
   Matrix<float> out(count, layer.input_size);
-  read_rows(impl_->file.dataset(where), {}, first, out.view(), Finite::required, impl_->staging);
+  read_rows(impl_->file.dataset(where), {}, first, out.view(), Finite::required, own_staging());
   return out;
 }
 
@@ -245,7 +250,7 @@ Matrix<float> TraceReader::read_final_hidden(std::uint64_t first, std::uint64_t 
   check_tokens(info, first, count);
   if (info.final_hidden_size == 0) throw_lacking(info, "final_hidden", "kvsim-record --final-hidden");
   Matrix<float> out(count, info.final_hidden_size);
-  read_rows(impl_->file.dataset("final_hidden"), {}, first, out.view(), Finite::required, impl_->staging);
+  read_rows(impl_->file.dataset("final_hidden"), {}, first, out.view(), Finite::required, own_staging());
   return out;
 }
 

@@ -25,7 +25,7 @@ struct BlockRequest {
   bool operator==(const BlockRequest&) const = default;
 };
 
-/// An open trace file. Move-only; not for concurrent use (HDF5 takes a global lock anyway).
+/// An open trace file. Move-only. Several threads may read from it: HDF5 calls take turns, conversion does not.
 class TraceReader {
  public:
   /// Throws UserError (path inside the file, what was found, what was expected) on anything that

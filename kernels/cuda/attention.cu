@@ -1,265 +1,241 @@
-// Exact attention weights and outputs of a head: logits, softmax sums and outputs in double.
+// Exact attention weights of a head. Products of queries and keys run on the tensor cores in double; each
+// slice of 32 tokens is exponentiated against a power of two of its own, and the slices are joined by exact
+// powers of two afterwards.
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/raii.h"
+#include "kernels/cuda/softmax.cuh"
 
 namespace kvsim::cuda {
 namespace {
 
-constexpr int kTile = 64;          // tokens x rows, or rows x columns, of a block
-constexpr int kDepth = 16;         // of a shared tile
-constexpr int kThreads = 256;      // 16 x 16, 4 x 4 results each
-constexpr int kSoftmaxChunk = 512;  // tokens that one block reduces
-constexpr int kOutputChunk = 1024;
+constexpr int kThreads = 256;  // 2 warps over rows x 4 over tokens
+constexpr int kRows = 64;      // of a block
+constexpr int kTokens = 128;   // of a block
+constexpr int kTiles =
+    4;  // of tokens, one after the other in a block: the next is fetched while one is finished
+constexpr int kStages = 4;  // steps of kKeyPad channels in flight
+constexpr int kStageFloats = (kRows + kTokens) * kKeyPad;
+static_assert(kSoftmaxSlice == 32 && kTokenPad % kTokens == 0, "a warp's tile is one slice wide");
 
-__device__ bool visible(unsigned token, unsigned position, unsigned window) {
-  return token <= position && (window == 0 || token + window > position);
+/// Four channels of a row, as a thread's part of a step: k = 4 q .. 4 q + 3 stand for q, q + 4, q + 8, q + 12
+/// of the instruction, which any order of channels may, the same one for both factors.
+__device__ float4 part_of_row(const float* tile, int row, int q) {
+  return *reinterpret_cast<const float4*>(tile + row * kKeyPad + 4 * q);
 }
 
-/// logits[token][row] = rule(q . k), -inf where the row does not see the token.
-__global__ void __launch_bounds__(kThreads) logits_kernel(const float* __restrict__ keys, const float* __restrict__ queries,
-                                                          const std::uint32_t* __restrict__ position, Sizes size, Rule rule,
-                                                          double* __restrict__ logits) {
-  __shared__ double key_tile[kDepth][kTile + 2], query_tile[kDepth][kTile + 2];  // double: conversions are slow, so one per block
-  const int token0 = blockIdx.x * kTile, row0 = blockIdx.y * kTile;
-  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  double sum[4][4] = {};
-  for (int c0 = 0; c0 < size.key_dim; c0 += kDepth) {
-    for (int i = threadIdx.x; i < kTile * kDepth; i += kThreads) {
-      const int at = i / kDepth, c = i % kDepth;
-      const bool in = c0 + c < size.key_dim;
-      key_tile[c][at] = in && token0 + at < size.tokens ? keys[static_cast<std::size_t>(token0 + at) * size.key_dim + c0 + c] : 0.0f;
-      query_tile[c][at] = in && row0 + at < size.rows ? queries[static_cast<std::size_t>(row0 + at) * size.key_dim + c0 + c] : 0.0f;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int c = 0; c < kDepth; ++c) {
-      double k[4], q[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        k[i] = key_tile[c][ty + 16 * i];  // strided by 16: no two lanes in one bank
-        q[i] = query_tile[c][tx + 16 * i];
+/// 2^x for x in [-0.5, 0.5], relative error below 1e-7.
+__device__ float power_of_two(float x) {
+  float p = 1.535336188319500e-4f;  // the coefficients of exp2f of the Cephes library
+  p = fmaf(p, x, 1.339887440266574e-3f);
+  p = fmaf(p, x, 9.618437357674640e-3f);
+  p = fmaf(p, x, 5.550332471162809e-2f);
+  p = fmaf(p, x, 2.402264791363012e-1f);
+  p = fmaf(p, x, 6.931472028550421e-1f);
+  return fmaf(p, x, 1.0f);
+}
+
+template <bool Softcap>
+__global__ void __launch_bounds__(kThreads, 2)
+    softmax_kernel(const float* __restrict__ keys, const float* __restrict__ queries,
+                   const std::uint32_t* __restrict__ position, Sizes size, Rule rule, Softmax out) {
+  extern __shared__ __align__(16) float space[];
+  const int row0 = blockIdx.x * kRows, first_tile = blockIdx.y * kTiles;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int warp_row = warp % 2 * 32, warp_token = warp / 2 * 32;
+  const int steps = size.key_dim / kKeyPad, tiles = min(kTiles, size.token_stride / kTokens - first_tile);
+  int fetched = 0, fetched_tile = 0, fetched_step = 0;
+  const auto fetch = [&] {
+    if (fetched_tile < tiles) {
+      float* const stage = space + fetched % kStages * kStageFloats;
+      const int token0 = (first_tile + fetched_tile) * kTokens;
+      for (int i = threadIdx.x; i < (kRows + kTokens) * 4; i += kThreads) {
+        const int r = i / 4, c = i % 4;
+        const float* const from =
+            r < kRows
+                ? queries + static_cast<std::size_t>(min(row0 + r, size.rows - 1)) * size.key_dim
+                : keys + static_cast<std::size_t>(min(token0 + r - kRows, size.tokens - 1)) * size.key_dim;
+        copy_16_async(stage + r * kKeyPad + c * 4, from + fetched_step * kKeyPad + c * 4, true);
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] = fma(k[i], q[j], sum[i][j]);
-    }
-    __syncthreads();
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = token0 + ty + 16 * i;
-    if (token >= size.tokens) continue;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int row = row0 + tx + 16 * j;
-      if (row >= size.stride) continue;
-      double logit = sum[i][j] * rule.scale;
-      if (rule.softcap > 0) logit = rule.softcap * tanh(logit / rule.softcap);
-      const bool seen = row < size.rows && visible(token, position[row], rule.window);
-      logits[static_cast<std::size_t>(token) * size.stride + row] = seen ? logit : -INFINITY;
-    }
-  }
-}
-
-/// Maximum and sum of exponentials of a chunk of tokens, per row.
-__global__ void softmax_partial_kernel(const double* __restrict__ logits, Sizes size, double* __restrict__ partial) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= size.stride) return;
-  const int first = blockIdx.y * kSoftmaxChunk, last = min(size.tokens, first + kSoftmaxChunk);
-  double most = -INFINITY, sum = 0;
-  for (int t = first; t < last; ++t) most = fmax(most, logits[static_cast<std::size_t>(t) * size.stride + row]);
-  if (most > -INFINITY)
-    for (int t = first; t < last; ++t) sum += exp(logits[static_cast<std::size_t>(t) * size.stride + row] - most);
-  partial[(2 * static_cast<std::size_t>(blockIdx.y)) * size.stride + row] = most;
-  partial[(2 * static_cast<std::size_t>(blockIdx.y) + 1) * size.stride + row] = sum;
-}
-
-/// Joins the chunks in order: afterwards partial[0] holds the maximum and partial[1] the sum.
-__global__ void softmax_join_kernel(Sizes size, int chunks, double* __restrict__ partial) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= size.stride) return;
-  double most = -INFINITY, sum = 0;
-  for (int c = 0; c < chunks; ++c) most = fmax(most, partial[2 * static_cast<std::size_t>(c) * size.stride + row]);
-  for (int c = 0; c < chunks; ++c) {
-    const double of_chunk = partial[2 * static_cast<std::size_t>(c) * size.stride + row];
-    if (of_chunk > -INFINITY) sum += partial[(2 * static_cast<std::size_t>(c) + 1) * size.stride + row] * exp(of_chunk - most);
-  }
-  partial[row] = most;
-  partial[size.stride + row] = sum;
-}
-
-__global__ void softmax_write_kernel(const double* __restrict__ logits, const double* __restrict__ joined, Sizes size,
-                                     float* __restrict__ weights, __nv_bfloat16* __restrict__ high, __nv_bfloat16* __restrict__ low) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= size.stride) return;
-  const double most = joined[row], sum = joined[size.stride + row];
-  const int first = blockIdx.y * kSoftmaxChunk, last = min(size.tokens, first + kSoftmaxChunk);
-  for (int t = first; t < last; ++t) {
-    const std::size_t at = static_cast<std::size_t>(t) * size.stride + row;
-    const float w = sum > 0 ? static_cast<float>(exp(logits[at] - most) / sum) : 0.0f;
-    weights[at] = w;
-    if (t < size.prompt) {
-      const __nv_bfloat16 top = __float2bfloat16_rn(w);
-      high[at] = top;
-      low[at] = __float2bfloat16_rn(w - __bfloat162float(top));
-    }
-  }
-}
-
-/// Tokens of a chunk: prompt chunks first, then decode chunks, so that no chunk holds both.
-__device__ __host__ inline void chunk_range(int chunk, int prompt, int tokens, int& first, int& last) {
-  const int of_prompt = (prompt + kOutputChunk - 1) / kOutputChunk;
-  if (chunk < of_prompt) {
-    first = chunk * kOutputChunk;
-    last = min(prompt, first + kOutputChunk);
-  } else {
-    first = prompt + (chunk - of_prompt) * kOutputChunk;
-    last = min(tokens, first + kOutputChunk);
-  }
-}
-
-/// partial[chunk][row][column] = sum over the chunk's tokens of weight * value, in token order.
-__global__ void __launch_bounds__(kThreads) outputs_kernel(const float* __restrict__ weights, const float* __restrict__ values, Sizes size,
-                                                           double* __restrict__ partial) {
-  __shared__ double weight_tile[kDepth][kTile + 2], value_tile[kDepth][kTile + 2];
-  const int row0 = blockIdx.x * kTile, col0 = blockIdx.y * kTile;
-  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  int first = 0, last = 0;
-  chunk_range(blockIdx.z, size.prompt, size.tokens, first, last);
-  double sum[4][4] = {};
-  for (int t0 = first; t0 < last; t0 += kDepth) {
-    for (int i = threadIdx.x; i < kTile * kDepth; i += kThreads) {
-      const int t = i / kTile, at = i % kTile;
-      const bool in = t0 + t < last;
-      weight_tile[t][at] = in && row0 + at < size.stride ? weights[static_cast<std::size_t>(t0 + t) * size.stride + row0 + at] : 0.0f;
-      value_tile[t][at] = in && col0 + at < size.value_dim ? values[static_cast<std::size_t>(t0 + t) * size.value_dim + col0 + at] : 0.0f;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int t = 0; t < kDepth; ++t) {
-      double w[4], v[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        w[i] = weight_tile[t][ty + 16 * i];
-        v[i] = value_tile[t][tx + 16 * i];
+      ++fetched;
+      if (++fetched_step == steps) {
+        fetched_step = 0;
+        ++fetched_tile;
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] = fma(w[i], v[j], sum[i][j]);
     }
-    __syncthreads();
+    commit_async();
+  };
+  for (int s = 0; s < kStages - 1; ++s) fetch();
+  int at = 0;
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int token0 = (first_tile + tile) * kTokens;
+    double sum[2][4][4] = {};
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, ++at) {
+      wait_async<kStages - 2>();
+      __syncthreads();
+      fetch();
+      const float* const query = space + at % kStages * kStageFloats;
+      const float* const key = query + kRows * kKeyPad;
+      double a[2][8];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const float4 x = part_of_row(query, warp_row + 16 * m + 8 * h + g, q);
+          a[m][h] = x.x;
+          a[m][2 + h] = x.y;
+          a[m][4 + h] = x.z;
+          a[m][6 + h] = x.w;
+        }
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float4 x = part_of_row(key, warp_token + 8 * n + g, q);
+        const double b[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int m = 0; m < 2; ++m) multiply_double(sum[m][n], a[m], b);
+      }
+    }
+    constexpr double kLog2E = 1.4426950408889634;
+    const int slice = (token0 + warp_token) / kSoftmaxSlice;
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = row0 + warp_row + 16 * m + 8 * h + g;
+        const Seen seen = row < size.rows ? seen_by(position[row], rule.window, size.tokens) : Seen{0, 0};
+        double most = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int token = token0 + warp_token + 8 * n + 2 * q + e;
+            double logit = sum[m][n][2 * h + e] * rule.scale;
+            if constexpr (Softcap) logit = rule.softcap * tanh(logit / rule.softcap);
+            logit = token >= seen.first && token < seen.last ? logit * kLog2E : -INFINITY;
+            sum[m][n][2 * h + e] = logit;
+            most = fmax(most, logit);
+          }
+        most = fmax(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmax(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        const double whole = most > -INFINITY ? ceil(most) : 0.0;
+        double total = 0;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          float part[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const double x = sum[m][n][2 * h + e] - whole;  // at most 0
+            // 2^52 + 2^51: its lowest bits are the integer next to x. Below the normal floats a weight is 0
+            // anyway.
+            const double shifted = fmax(x, -127.0) + 6755399441055744.0;
+            const float fraction = static_cast<float>(fmax(x, -127.0) - (shifted - 6755399441055744.0));
+            const float power = __int_as_float((__double2loint(shifted) + 127) << 23);
+            part[e] = x < -126.0 ? 0.0f : power_of_two(fraction) * power;
+            total += static_cast<double>(part[e]);
+          }
+          if (row < size.rows)
+            *reinterpret_cast<float2*>(out.part + static_cast<std::size_t>(row) * size.token_stride + token0 +
+                                       warp_token + 8 * n + 2 * q) = make_float2(part[0], part[1]);
+        }
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        if (q == 0 && row < size.rows) {
+          const std::size_t to = static_cast<std::size_t>(row) * (size.token_stride / kSoftmaxSlice) + slice;
+          out.exponent[to] = most > -INFINITY ? static_cast<int>(whole) : kNothingSeen;
+          out.slice_sum[to] = total;
+        }
+      }
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int row = row0 + ty + 16 * i, col = col0 + tx + 16 * j;
-      if (row < size.rows && col < size.value_dim)
-        partial[(static_cast<std::size_t>(blockIdx.z) * size.rows + row) * size.value_dim + col] = sum[i][j];
-    }
 }
 
-/// Joins the chunks in order; one block per row.
-__global__ void outputs_join_kernel(const double* __restrict__ partial, Sizes size, int prompt_chunks, int chunks, float* __restrict__ exact,
-                                    float* __restrict__ tail, double* __restrict__ norm) {
-  const int row = blockIdx.x;
-  __shared__ double squares[256];
-  double square = 0;
-  for (int c = threadIdx.x; c < size.value_dim; c += blockDim.x) {
-    double of_prompt = 0, of_tail = 0;
-    for (int k = 0; k < chunks; ++k) {
-      const double x = partial[(static_cast<std::size_t>(k) * size.rows + row) * size.value_dim + c];
-      (k < prompt_chunks ? of_prompt : of_tail) += x;
-    }
-    const std::size_t at = static_cast<std::size_t>(row) * size.value_dim + c;
-    tail[at] = static_cast<float>(of_tail);
-    exact[at] = static_cast<float>(of_prompt + of_tail);
-    square += static_cast<double>(exact[at]) * static_cast<double>(exact[at]);
+/// Joins the slices of a row in a fixed order; one warp per row.
+__global__ void join_kernel(Sizes size, Softmax in) {
+  const int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+  if (row >= size.rows) return;
+  const int slices = size.token_stride / kSoftmaxSlice;
+  const int* const exponent = in.exponent + static_cast<std::size_t>(row) * slices;
+  const double* const part = in.slice_sum + static_cast<std::size_t>(row) * slices;
+  int most = kNothingSeen;
+  for (int s = lane; s < slices; s += 32) most = max(most, exponent[s]);
+  for (int step = 16; step > 0; step /= 2) most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
+  double sum = 0;
+  for (int s = lane; s < slices; s += 32) sum += part[s] * two_to(exponent[s] - most);
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (lane == 0) {
+    in.most[row] = most;
+    in.inverse[row] = sum > 0 ? 1.0 / sum : 0.0;
   }
-  squares[threadIdx.x] = square;
+}
+
+constexpr int kTurn = 64;  // rows x tokens of a block that turns weights
+
+/// Finishes the weights and turns them token-major.
+__global__ void __launch_bounds__(256)
+    weights_kernel(Softmax in, Sizes size, float* __restrict__ weights, __nv_bfloat16* __restrict__ high,
+                   __nv_bfloat16* __restrict__ low) {
+  __shared__ float tile[kTurn][kTurn + 1];
+  const int token0 = blockIdx.x * kTurn, row0 = blockIdx.y * kTurn;
+  const int slices = size.token_stride / kSoftmaxSlice;
+  for (int i = threadIdx.x; i < kTurn * kTurn / 4; i += 256) {
+    const int r = i / (kTurn / 4), t = i % (kTurn / 4) * 4, row = row0 + r;
+    float4 w = make_float4(0, 0, 0, 0);
+    if (row < size.rows) {  // rows are padded to more than kTurn tokens
+      w = *reinterpret_cast<const float4*>(in.part + static_cast<std::size_t>(row) * size.token_stride +
+                                           token0 + t);
+      const double factor =
+          two_to(in.exponent[static_cast<std::size_t>(row) * slices + (token0 + t) / kSoftmaxSlice] -
+                 in.most[row]) *
+          in.inverse[row];
+      w = make_float4(weight_of(w.x, factor), weight_of(w.y, factor), weight_of(w.z, factor),
+                      weight_of(w.w, factor));
+    }
+    tile[r][t] = w.x;
+    tile[r][t + 1] = w.y;
+    tile[r][t + 2] = w.z;
+    tile[r][t + 3] = w.w;
+  }
   __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) squares[threadIdx.x] += squares[threadIdx.x + half];
-    __syncthreads();
+  for (int i = threadIdx.x; i < kTurn * kTurn / 2; i += 256) {
+    const int t = i / (kTurn / 2), r = i % (kTurn / 2) * 2, token = token0 + t;
+    if (token >= size.tokens) break;
+    const float2 w = make_float2(tile[r][t], tile[r + 1][t]);
+    const std::size_t at = static_cast<std::size_t>(token) * size.stride + row0 + r;
+    *reinterpret_cast<float2*>(weights + at) = w;
+    if (high != nullptr && token < size.prompt) {
+      const __nv_bfloat162 top = __floats2bfloat162_rn(w.x, w.y);
+      *reinterpret_cast<__nv_bfloat162*>(high + at) = top;
+      *reinterpret_cast<__nv_bfloat162*>(low + at) =
+          __floats2bfloat162_rn(w.x - __low2float(top), w.y - __high2float(top));
+    }
   }
-  if (threadIdx.x == 0) norm[row] = squares[0];
 }
 
-__global__ void tail_weight_kernel(const float* __restrict__ weights, Sizes size, float* __restrict__ tail_weight) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= size.stride) return;
-  double sum = 0;
-  for (int t = size.prompt; t < size.tokens; ++t) sum += weights[static_cast<std::size_t>(t) * size.stride + row];
-  tail_weight[row] = static_cast<float>(sum);
+unsigned blocks(std::size_t n, std::size_t per_block) {
+  return static_cast<unsigned>((n + per_block - 1) / per_block);
 }
-
-__global__ void split_values_kernel(const float* __restrict__ values, Sizes size, int padded, __nv_bfloat16* __restrict__ high,
-                                    __nv_bfloat16* __restrict__ low) {
-  const std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= static_cast<std::size_t>(size.prompt) * padded) return;
-  const int c = static_cast<int>(i % padded);
-  const float x = c < size.value_dim ? values[i / padded * size.value_dim + c] : 0.0f;
-  const __nv_bfloat16 top = __float2bfloat16_rn(x);
-  high[i] = top;
-  if (low != nullptr) low[i] = __float2bfloat16_rn(x - __bfloat162float(top));
-}
-
-__global__ void prompt_sums_kernel(const float* __restrict__ weights, Sizes size, int row_begin, int row_end, double* __restrict__ sums) {
-  const int token = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-  if (token >= size.prompt) return;
-  double sum = 0;
-  for (int row = row_begin + lane; row < row_end; row += 32) sum += weights[static_cast<std::size_t>(token) * size.stride + row];
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_down_sync(0xffffffffu, sum, step);
-  if (lane == 0) sums[token] = sum;
-}
-
-unsigned blocks(std::size_t n, std::size_t per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); }
 
 }  // namespace
 
-std::size_t softmax_chunks(std::size_t tokens) { return (tokens + kSoftmaxChunk - 1) / kSoftmaxChunk; }
-
-void launch_attention(const float* keys, const float* queries, const Sizes& size, const Rule& rule, const Weights& out, cudaStream_t stream) {
-  const dim3 tiles(blocks(size.tokens, kTile), blocks(size.stride, kTile));
-  logits_kernel<<<tiles, kThreads, 0, stream>>>(keys, queries, out.position, size, rule, out.logits);
-  check(cudaGetLastError(), "logits_kernel");
-  const auto chunks = static_cast<unsigned>(softmax_chunks(size.tokens));
-  const dim3 parts(blocks(size.stride, 128), chunks);
-  softmax_partial_kernel<<<parts, 128, 0, stream>>>(out.logits, size, out.partial);
-  check(cudaGetLastError(), "softmax_partial_kernel");
-  softmax_join_kernel<<<blocks(size.stride, 128), 128, 0, stream>>>(size, static_cast<int>(chunks), out.partial);
-  check(cudaGetLastError(), "softmax_join_kernel");
-  softmax_write_kernel<<<parts, 128, 0, stream>>>(out.logits, out.partial, size, out.weights, out.high, out.low);
-  check(cudaGetLastError(), "softmax_write_kernel");
+void launch_softmax(const float* keys, const float* queries, const std::uint32_t* position, const Sizes& size,
+                    const Rule& rule, const Softmax& out, cudaStream_t stream) {
+  constexpr int kBytes = kStages * kStageFloats * static_cast<int>(sizeof(float));
+  const auto kernel = rule.softcap > 0 ? softmax_kernel<true> : softmax_kernel<false>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+        "cudaFuncSetAttribute");
+  const dim3 tiles(blocks(size.rows, kRows), blocks(size.token_stride, kTokens * kTiles));
+  kernel<<<tiles, kThreads, kBytes, stream>>>(keys, queries, position, size, rule, out);
+  check(cudaGetLastError(), "softmax_kernel");
+  join_kernel<<<blocks(size.rows, 4), 128, 0, stream>>>(size, out);
+  check(cudaGetLastError(), "join_kernel");
 }
 
-std::size_t output_chunks(std::size_t prompt, std::size_t tokens) {
-  return (prompt + kOutputChunk - 1) / kOutputChunk + (tokens - prompt + kOutputChunk - 1) / kOutputChunk;
-}
-
-void launch_outputs(const float* weights, const float* values, const Sizes& size, const Outputs& out, cudaStream_t stream) {
-  const auto chunks = static_cast<unsigned>(output_chunks(size.prompt, size.tokens));
-  const dim3 tiles(blocks(size.rows, kTile), blocks(size.value_dim, kTile), chunks);
-  outputs_kernel<<<tiles, kThreads, 0, stream>>>(weights, values, size, out.partial);
-  check(cudaGetLastError(), "outputs_kernel");
-  const int prompt_chunks = (size.prompt + kOutputChunk - 1) / kOutputChunk;
-  outputs_join_kernel<<<size.rows, 64, 0, stream>>>(out.partial, size, prompt_chunks, static_cast<int>(chunks), out.exact, out.tail, out.norm);
-  check(cudaGetLastError(), "outputs_join_kernel");
-  tail_weight_kernel<<<blocks(size.stride, 128), 128, 0, stream>>>(weights, size, out.tail_weight);
-  check(cudaGetLastError(), "tail_weight_kernel");
-}
-
-void launch_split_values(const float* values, const Sizes& size, __nv_bfloat16* high, __nv_bfloat16* low, cudaStream_t stream) {
-  const int padded = padded_value_dim(size.value_dim);
-  split_values_kernel<<<blocks(static_cast<std::size_t>(size.prompt) * padded, 256), 256, 0, stream>>>(values, size, padded, high, low);
-  check(cudaGetLastError(), "split_values_kernel");
-}
-
-void launch_prompt_sums(const float* weights, const Sizes& size, int row_begin, int row_end, double* sums, cudaStream_t stream) {
-  prompt_sums_kernel<<<blocks(static_cast<std::size_t>(size.prompt) * 32, 256), 256, 0, stream>>>(weights, size, row_begin, row_end, sums);
-  check(cudaGetLastError(), "prompt_sums_kernel");
+void launch_weights(const Softmax& softmax, const Sizes& size, float* weights, __nv_bfloat16* high,
+                    __nv_bfloat16* low, cudaStream_t stream) {
+  const dim3 tiles(blocks(size.tokens, kTurn), static_cast<unsigned>(size.stride / kTurn));
+  weights_kernel<<<tiles, 256, 0, stream>>>(softmax, size, weights, high, low);
+  check(cudaGetLastError(), "weights_kernel");
 }
 
 }  // namespace kvsim::cuda

@@ -1,11 +1,11 @@
-// The one-pass budget curve on tensor cores: rows of weights are gathered in rank order, multiplied with the values, and
+// The one-pass budget curve on tensor cores, for every GPU that curve_hopper.cu is not made for: rows of weights are gathered in rank order, multiplied with the values, and
 // compared with the exact output at every snapshot while the sums are still in registers.
 //
 // A block takes kRowBlock rows of one ranking and all columns. Weights come as two bfloat16 terms, values as one or two; the
 // sum of the weights is a product with a column of ones. Sums are float, in rank order, snapshot after snapshot.
 #include <math_constants.h>
 
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/curve.h"
 #include "kernels/cuda/raii.h"
 
 namespace kvsim::cuda {
@@ -65,7 +65,7 @@ struct Stage {
 };
 
 template <int Columns, bool SplitValues>
-__global__ void __launch_bounds__(kThreads, Columns > 128 ? 1 : 2) curve_kernel(CurveArguments in) {
+__global__ void __launch_bounds__(kThreads, Columns > 128 ? 1 : 2) curve_kernel(CurveCall in) {
   using Parts = Stage<Columns, SplitValues>;
   constexpr int kTiles = Columns / 2 / 8;  // of 8 columns, per warp
   extern __shared__ __align__(128) unsigned char space[];
@@ -215,6 +215,9 @@ __global__ void __launch_bounds__(kThreads, Columns > 128 ? 1 : 2) curve_kernel(
             const float exact = present && c < in.value_dim ? in.exact[static_cast<std::size_t>(row) * in.value_dim + c] : 0.0f;
             const float difference = sum[m][n][half * 2 + e] * factor - exact;
             square = fmaf(difference, difference, square);
+            if (in.delta == nullptr || !present || row < static_cast<int>(ranking.row_begin) || c >= in.value_dim) continue;
+            for (int i = 0; i < now.snapshots; ++i)
+              in.delta[((static_cast<std::size_t>(blockIdx.y) * in.counts + snapshot + i) * in.value_dim + c) * in.result_stride + row] = difference;
           }
         square += __shfl_xor_sync(0xffffffffu, square, 1);
         square += __shfl_xor_sync(0xffffffffu, square, 2);
@@ -228,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, Columns > 128 ? 1 : 2) curve_kernel(
       const double norm = in.norm[row];
       const float error = held < kFloor ? CUDART_NAN_F : static_cast<float>(sqrt(norm > 0 ? square / norm : square));
       for (int i = 0; i < now.snapshots; ++i) {
-        const std::size_t to = (static_cast<std::size_t>(blockIdx.y) * in.counts + snapshot + i) * in.stride + row;
+        const std::size_t to = (static_cast<std::size_t>(blockIdx.y) * in.counts + snapshot + i) * in.result_stride + row;
         in.error[to] = error;
         in.recall[to] = held;
       }
@@ -239,21 +242,21 @@ __global__ void __launch_bounds__(kThreads, Columns > 128 ? 1 : 2) curve_kernel(
 }
 
 template <int Columns, bool SplitValues>
-void launch(const CurveArguments& arguments, int rankings, int most_rows, cudaStream_t stream) {
+void launch(const CurveCall& call, int rankings, int most_rows, cudaStream_t stream) {
   constexpr int kBytes = kStages * Stage<Columns, SplitValues>::kBytes;
   const auto kernel = curve_kernel<Columns, SplitValues>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "cudaFuncSetAttribute");
   const dim3 grid(static_cast<unsigned>((most_rows + 7 + kRowBlock - 1) / kRowBlock), static_cast<unsigned>(rankings));
-  kernel<<<grid, kThreads, kBytes, stream>>>(arguments);
+  kernel<<<grid, kThreads, kBytes, stream>>>(call);
   check(cudaGetLastError(), "curve_kernel");
 }
 
 template <int Columns>
-void launch(const CurveArguments& arguments, int rankings, int most_rows, cudaStream_t stream) {
-  if (arguments.value_low != nullptr) {
-    launch<Columns, true>(arguments, rankings, most_rows, stream);
+void launch(const CurveCall& call, int rankings, int most_rows, cudaStream_t stream) {
+  if (call.value_low != nullptr) {
+    launch<Columns, true>(call, rankings, most_rows, stream);
   } else {
-    launch<Columns, false>(arguments, rankings, most_rows, stream);
+    launch<Columns, false>(call, rankings, most_rows, stream);
   }
 }
 
@@ -261,14 +264,22 @@ void launch(const CurveArguments& arguments, int rankings, int most_rows, cudaSt
 
 int padded_value_dim(int value_dim) { return value_dim <= 64 ? 64 : value_dim <= 128 ? 128 : 256; }
 
-void launch_curves(const CurveArguments& arguments, int rankings, int most_rows, cudaStream_t stream) {
-  switch (padded_value_dim(arguments.value_dim)) {
+void launch_warp_curves(const CurveCall& call, int rankings, int most_rows, cudaStream_t stream) {
+  switch (padded_value_dim(call.value_dim)) {
     case 64:
-      return launch<64>(arguments, rankings, most_rows, stream);
+      return launch<64>(call, rankings, most_rows, stream);
     case 128:
-      return launch<128>(arguments, rankings, most_rows, stream);
+      return launch<128>(call, rankings, most_rows, stream);
     default:
-      return launch<256>(arguments, rankings, most_rows, stream);
+      return launch<256>(call, rankings, most_rows, stream);
+  }
+}
+
+void launch_curves(const CurveCall& call, int rankings, int most_rows, cudaStream_t stream) {
+  if (has_hopper_products()) {
+    launch_hopper_curves(call, rankings, most_rows, stream);
+  } else {
+    launch_warp_curves(call, rankings, most_rows, stream);
   }
 }
 

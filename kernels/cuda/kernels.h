@@ -1,7 +1,8 @@
 // What the .cu files of the backend offer each other: launches on a stream, device pointers only.
 //
-// Rows lie in the lanes as in kernels/replay.h: weights[token][row]. The row stride is a multiple of kRowBlock with one block
-// to spare, so that a tile may begin at any multiple of 8 rows; rows beyond the last weigh 0.
+// Rows lie in the lanes as in kernels/replay.h: weights[token][row]. The row stride is a multiple of
+// kRowBlock with one block to spare, so that a tile may begin at any multiple of 8 rows; rows beyond the last
+// weigh 0. What is ordered row by row (ranks, and the unfinished softmax) lies row-major.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,59 +11,91 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/dtype.h"
+
 namespace kvsim::cuda {
 
 inline constexpr int kRowBlock = 128;   // rows of a tile of the curve kernel
 inline constexpr int kStepTokens = 32;  // tokens of a step of the curve kernel
 inline constexpr int kFractions = 3;
+inline constexpr int kKeyPad =
+    16;  // keys and queries are padded with zeros to a multiple of so many channels
+inline constexpr int kSoftmaxSlice = 32;       // tokens that share a power of two
+inline constexpr std::size_t kResultPad = 32;  // results of a count take a multiple of so many rows
+inline constexpr int kTokenPad = 128;          // row-major rows are padded to a multiple of so many tokens
 
-inline std::size_t row_stride(std::size_t rows) { return (rows + kRowBlock - 1) / kRowBlock * kRowBlock + kRowBlock; }
+inline std::size_t row_stride(std::size_t rows) {
+  return (rows + kRowBlock - 1) / kRowBlock * kRowBlock + kRowBlock;
+}
+inline std::size_t padded(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
+/// Columns that a value row takes on the device: 64, 128 or 256.
+int padded_value_dim(int value_dim);
 
 struct Sizes {
-  int prompt = 0, tokens = 0, rows = 0, stride = 0, key_dim = 0, value_dim = 0;
+  int prompt = 0, tokens = 0, rows = 0;
+  int stride = 0;                    // of the rows: row_stride(rows)
+  int key_dim = 0;                   // padded to a multiple of kKeyPad
+  int value_dim = 0, value_pad = 0;  // value_pad = padded_value_dim(value_dim)
+  int token_stride = 0;              // of what is row-major: tokens, padded to kTokenPad
+  int rank_stride = 0;               // of ranks: prompt, padded to kTokenPad
 };
 struct Rule {
   double scale = 1, softcap = 0;
   unsigned window = 0;
 };
 
-/// Exact weights of the loaded head.
-struct Weights {
-  const std::uint32_t* position;  // [rows]
-  double* logits;                 // [tokens][stride], scratch
-  double* partial;                // [softmax chunks][2][stride], scratch
-  float* weights;                 // [tokens][stride]
-  __nv_bfloat16 *high, *low;      // [prompt][stride]
+/// Rows of numbers as they travelled, to floats padded with zeros: out[rows][padded_cols].
+void launch_widen(const void* raw, DType type, std::size_t rows, int cols, int padded_cols, float* out,
+                  cudaStream_t stream);
+/// Values as bfloat16, `low` = what is missing, null where nothing is.
+void launch_split(const float* values, std::size_t count, __nv_bfloat16* high, __nv_bfloat16* low,
+                  cudaStream_t stream);
+
+/// The softmax before its slices of kSoftmaxSlice tokens are joined: the weight of a token is
+/// part * 2^(exponent of its slice - most) * inverse.
+struct Softmax {
+  float* part;        // [rows][token_stride]; 0 where the row does not see the token
+  int* exponent;      // [rows][token_stride / kSoftmaxSlice]
+  double* slice_sum;  // [rows][token_stride / kSoftmaxSlice]
+  int* most;          // [rows]
+  double* inverse;    // [rows]
 };
-std::size_t softmax_chunks(std::size_t tokens);
-void launch_attention(const float* keys, const float* queries, const Sizes& size, const Rule& rule, const Weights& out, cudaStream_t stream);
+/// Exponent of a slice whose tokens no row sees.
+inline constexpr int kNothingSeen = -(1 << 30);
+void launch_softmax(const float* keys, const float* queries, const std::uint32_t* position, const Sizes& size,
+                    const Rule& rule, const Softmax& out, cudaStream_t stream);
+/// weights[tokens][stride], and their two bfloat16 terms for the prompt (both null: not asked for),
+/// [prompt][stride].
+void launch_weights(const Softmax& softmax, const Sizes& size, float* weights, __nv_bfloat16* high,
+                    __nv_bfloat16* low, cudaStream_t stream);
 
 /// Outputs: exact[rows][value_dim], tail[rows][value_dim], tail_weight[stride], norm[stride] (squared).
 struct Outputs {
-  double* partial;  // [output chunks][stride][value_dim], scratch
+  double* partial;  // [output chunks][rows][value_pad], scratch
   float *exact, *tail, *tail_weight;
   double* norm;
 };
 std::size_t output_chunks(std::size_t prompt, std::size_t tokens);
-void launch_outputs(const float* weights, const float* values, const Sizes& size, const Outputs& out, cudaStream_t stream);
-
-/// Values as bfloat16, [prompt][padded_value_dim]; `low` = what is missing, null where nothing is.
-void launch_split_values(const float* values, const Sizes& size, __nv_bfloat16* high, __nv_bfloat16* low, cudaStream_t stream);
+void launch_outputs(const float* weights, const float* values, const Sizes& size, const Outputs& out,
+                    cudaStream_t stream);
 
 /// Ranks of every row among its visible prompt tokens, and needed sets.
 template <typename Rank>
 struct Ranks {
-  std::uint32_t *keys, *sorted_keys;    // [rows][tokens], scratch
-  std::uint32_t *tokens, *sorted_tokens;  // [rows][tokens], scratch
-  void* sort_space;
-  std::size_t sort_bytes;
-  Rank* by_row;    // [rows][prompt], scratch
-  Rank* ranks;     // [prompt][stride]
+  Rank* ranks;                                  // [rows][rank_stride]; all ones where a token is not visible
   std::uint32_t *needed_total, *needed_prompt;  // [kFractions][stride]
 };
-std::size_t sort_bytes(std::size_t rows, std::size_t tokens);
+/// Largest number of tokens whose order fits into the shared memory of a block.
+inline constexpr int kMostShortTokens = 33216;  // all that shared memory holds of this
+void launch_short_ranks(const Softmax& softmax, const std::uint32_t* position, const Sizes& size,
+                        const Rule& rule, const Ranks<std::uint16_t>& out, cudaStream_t stream);
+/// The same for longer rows, through memory; rows first .. last - 1. Scratch: long_rank_bytes(last - first,
+/// tokens).
+std::size_t long_rank_bytes(std::size_t rows, std::size_t tokens);
 template <typename Rank>
-void launch_ranks(const float* weights, const std::uint32_t* position, const Sizes& size, const Rule& rule, const Ranks<Rank>& out, cudaStream_t stream);
+void launch_long_ranks(const Softmax& softmax, const std::uint32_t* position, const Sizes& size,
+                       const Rule& rule, int first, int last, void* scratch, const Ranks<Rank>& out,
+                       cudaStream_t stream);
 
 /// One step of the curve kernel: up to kStepTokens tokens of an order, then `snapshots` budgets.
 struct CurveStep {
@@ -76,47 +109,65 @@ struct RankingOnDevice {
   std::uint32_t step_count, order_size;
   std::uint32_t row_begin, row_end;
 };
-struct CurveArguments {
-  const RankingOnDevice* rankings;
-  const __nv_bfloat16 *weight_high, *weight_low;  // [prompt][stride]
-  const __nv_bfloat16 *value_high, *value_low;    // [prompt][padded value_dim]; value_low null where values are bfloat16
-  const float *exact, *tail;                      // [rows][value_dim]
-  const float* tail_weight;                       // [stride]
-  const double* norm;                             // [stride]
-  float *error, *recall;                          // [ranking][count][stride]
-  int stride, value_dim, counts;
+/// Overlaps. What is counted of a token and row lies packed in a byte: in the low bits the first budget (of a
+/// window of kWindowBudgets) whose limit lies above the token's rank, above them which needed sets hold the
+/// token.
+inline constexpr int kBudgetBits = 5;
+inline constexpr int kWindowBudgets = (1 << kBudgetBits) - 1;  // the value itself: in no budget of the window
+/// A window of the budgets of a call: first .. first + count - 1, count <= kWindowBudgets.
+struct Window {
+  int first, count;
 };
-/// Columns that a value row takes on the device: 64, 128 or 256.
-int padded_value_dim(int value_dim);
-void launch_curves(const CurveArguments& arguments, int rankings, int most_rows, cudaStream_t stream);
-
-/// What the overlap kernel reads of a token and row, packed: the first budget whose limit lies above the token's rank, and which
-/// needed sets hold the token. Packed = uint8_t (up to kNarrowBudgets budgets) or uint16_t.
-inline constexpr int kNarrowBudgets = 31;
-template <typename Packed>
-struct Packing {
-  static constexpr int kFlags = 3;  // N(0.5), N(0.9), N(0.99), from the highest bit down
-  static constexpr int kBits = static_cast<int>(8 * sizeof(Packed));
-  static constexpr int kNever = (1 << (kBits - kFlags)) - 1;  // in no budget's set
+/// One ranking as overlaps need it.
+struct OverlapRanking {
+  const std::uint32_t* order;
+  std::uint32_t row_begin, row_end;
+  std::uint32_t place;  // in the results
 };
-template <typename Rank, typename Packed>
-void launch_pack(const Rank* ranks, const std::uint32_t* needed_prompt, const std::uint32_t* counts, int count, const Sizes& size, Packed* packed,
-                 cudaStream_t stream);
-
-template <typename Packed>
-struct OverlapArguments {
-  const RankingOnDevice* rankings;
-  const std::uint32_t* counts;  // [count], the same for all rankings of the call
-  const Packed* packed;         // [prompt][stride]
-  std::uint32_t* partial;       // [chunk][ranking][1 + kFractions][count][stride], scratch
-  std::uint32_t *agree, *found;  // [ranking][count][stride], [fraction][all rankings][count][stride]
-  std::size_t fraction_stride;   // elements between the fractions of `found`
-  int stride, counts_per_ranking, rankings_in_call;
+/// Rankings that are counted together: they share counts, and the limits of a row. One with limits of its own
+/// is alone.
+struct OverlapGroup {
+  const std::uint32_t* counts;
+  const std::uint32_t* limits;  // limits[budget * budget_step + row * row_step]
+  std::uint32_t budget_step, row_step;
+  const OverlapRanking* rankings;
+  std::uint32_t size;                // rankings
+  std::uint32_t row_begin, row_end;  // of all its rankings
 };
-int overlap_chunks();
-template <typename Packed>
-void launch_overlap(const OverlapArguments<Packed>& arguments, int most_rows, cudaStream_t stream);
+/// What all groups of a call share.
+struct OverlapCall {
+  std::uint8_t* segments;  // [lines][rank_stride], scratch
+  std::uint8_t* packed;    // [lines of groups][rows][rank_stride], scratch
+  std::uint32_t *agree,
+      *found;  // [ranking][count][result_stride], [fraction] first; zero before the first window
+  std::size_t fraction_stride;  // elements between the fractions of `found`
+  int result_stride, counts;    // counts of a ranking
+};
+/// Groups of one ranking are counted so many at a time, the rankings of larger ones in tiles.
+inline constexpr int kLoneGroups = 4;
+inline constexpr int kRankingTile = 8;
+/// Lines of `segments` and rows x lines of `packed` that a group needs.
+inline std::size_t segment_lines(std::size_t rankings) {
+  return rankings == 1 ? kLoneGroups : padded(rankings, 2 * kRankingTile);
+}
+/// packed for groups[0 .. count - 1], one after the other.
+template <typename Rank>
+void launch_pack(const Rank* ranks, const std::uint32_t* needed_prompt, const OverlapGroup* groups, int count,
+                 const Window& window, const Sizes& size, std::uint8_t* packed, cudaStream_t stream);
+/// segments: `lines` rankings of one group, or of as many groups of one.
+void launch_segments(const OverlapGroup* groups, bool lone, int lines, const Window& window,
+                     const Sizes& size, std::uint8_t* segments, cudaStream_t stream);
+/// The overlaps of one packed group of several rankings; of up to kLoneGroups packed groups of one.
+void launch_overlap(const OverlapCall& call, const OverlapGroup* group, int rankings, const Window& window,
+                    const Sizes& size, cudaStream_t stream);
+void launch_lone_overlaps(const OverlapCall& call, const OverlapGroup* groups, int count,
+                          const Window& window, const Sizes& size, cudaStream_t stream);
 
-void launch_prompt_sums(const float* weights, const Sizes& size, int row_begin, int row_end, double* sums, cudaStream_t stream);
+/// sums[token] += weights of rows begin .. end - 1, 16 rows at a time.
+void launch_prompt_sums(const float* weights, int tokens, int stride, int begin, int end, double* sums,
+                        cudaStream_t stream);
+/// squares[token] += (a / (1 - a))^2 |v - o|^2 of rows begin .. end - 1, 16 rows at a time.
+void launch_removal_squares(const float* weights, const float* values, const float* exact, const Sizes& size,
+                            int begin, int end, double* squares, cudaStream_t stream);
 
 }  // namespace kvsim::cuda

@@ -1,188 +1,155 @@
-// Kept tokens among a row's own best, and among its needed sets, for all budgets of a ranking in one reading of packed ranks.
+// Kept tokens among a row's own best, and among its needed sets, for all budgets of many rankings: products
+// of matrices of bits.
 //
-// A token kept from budget p on, whose rank is below the limits from budget q on, counts from max(p, q) on. Within a segment of
-// the order p is fixed: tokens with q <= p are counted four rows at a time in the bytes of a register, the others go to a
-// histogram of q. Needed sets are flags, counted the same way.
+// A token counts for a budget where its ranking keeps it (its segment, the first budget that does, is at most
+// the budget) and the row's limit lies above its rank (its packed budget is at most the budget), or where a
+// needed set holds it. Both factors are made in registers by comparing bytes; the tensor cores add up exact
+// integers along the tokens.
+#include <algorithm>
+
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/raii.h"
 
 namespace kvsim::cuda {
 namespace {
 
-constexpr int kChunks = 16;   // parts of the order, counted by different blocks
-constexpr int kThreads = 64;  // each has the rows of one 32-bit word
-constexpr int kBatch = 8;     // tokens whose words are loaded together
-constexpr int kCounted = 1 + kFractions;
+using overlap::kept;
+using overlap::kOnes;
+using overlap::kRowTile;
+using overlap::kStep;
 
-template <typename Rank, typename Packed>
-__global__ void pack_kernel(const Rank* __restrict__ ranks, const std::uint32_t* __restrict__ needed_prompt, const std::uint32_t* __restrict__ counts,
-                            int count, Sizes size, Packed* __restrict__ packed) {
-  extern __shared__ std::uint32_t limit[];
-  for (int b = threadIdx.x; b < count; b += blockDim.x) limit[b] = counts[b];
-  __syncthreads();
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= size.stride) return;
-  std::uint32_t needed[kFractions];
-  for (int c = 0; c < kFractions; ++c) needed[c] = row < size.rows ? needed_prompt[c * size.stride + row] : 0u;
-  for (int t = blockIdx.y; t < size.prompt; t += gridDim.y) {
-    const std::size_t at = static_cast<std::size_t>(t) * size.stride + row;
-    const std::uint32_t rank = ranks[at];
-    int low = 0, high = count;  // the first budget whose limit is above the rank
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (limit[middle] > rank) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    constexpr int kTop = Packing<Packed>::kBits - 1;
-    std::uint32_t flags = 0;
-    for (int c = 0; c < kFractions; ++c) flags |= (rank < needed[c] ? 1u : 0u) << (kTop - c);
-    packed[at] = static_cast<Packed>(flags | static_cast<std::uint32_t>(low == count ? Packing<Packed>::kNever : low));
-  }
-}
+constexpr int kBudgets = 4;  // of a warp
+constexpr int kWarps = 4;    // of a block: other budgets of the same rows and rankings
 
-/// Lanes of a word, one per row.
-template <typename Packed>
-struct Lanes {
-  static constexpr int kBits = Packing<Packed>::kBits;
-  static constexpr int kRows = 32 / kBits;
-  static constexpr std::uint32_t kOnes = kBits == 8 ? 0x01010101u : 0x00010001u;
-  static constexpr std::uint32_t kBudget = static_cast<std::uint32_t>(Packing<Packed>::kNever) * kOnes;
-  static constexpr int kFull = kBits == 8 ? 255 : 65535;  // additions until a lane may overflow
-  /// 1 in every lane whose budget is at most p (p < kNever): the borrow of budget - (p + 1), guarded by a bit above.
-  static __device__ std::uint32_t at_most(std::uint32_t budgets, std::uint32_t p) {
-    constexpr std::uint32_t kGuard = kOnes << (kBits - 1);
-    const std::uint32_t difference = (budgets | kGuard) - (p + 1) * kOnes;
-    return ~difference >> (kBits - 1) & kOnes;
-  }
-};
-
-template <typename Packed>
-__global__ void __launch_bounds__(kThreads) count_kernel(OverlapArguments<Packed> in) {
-  using L = Lanes<Packed>;
-  extern __shared__ std::uint16_t histogram[];  // [counts][lane][kThreads]; a chunk has fewer than 65536 tokens, see launch
-  const RankingOnDevice ranking = in.rankings[blockIdx.y];
-  const int row = static_cast<int>(ranking.row_begin / L::kRows * L::kRows) + (blockIdx.x * kThreads + static_cast<int>(threadIdx.x)) * L::kRows;
-  const int counts = in.counts_per_ranking;
-  if (row >= static_cast<int>(ranking.row_end)) return;  // no barriers below
-  const auto slot = [&](int b, int lane) -> std::uint16_t& { return histogram[(b * L::kRows + lane) * kThreads + threadIdx.x]; };
-  for (int b = 0; b < counts; ++b)
-    for (int lane = 0; lane < L::kRows; ++lane) slot(b, lane) = 0;
-  const auto write = [&](int counted, int b, int lane, std::uint32_t value) {
-    const std::size_t part = static_cast<std::size_t>(blockIdx.z) * in.rankings_in_call + blockIdx.y;
-    in.partial[((part * kCounted + counted) * counts + b) * in.stride + row + lane] = value;
+/// A warp: 16 rows, RankingTiles x 8 rankings, 4 budgets, and a part of the tokens.
+template <int RankingTiles>
+__global__ void __launch_bounds__(kWarps * 32)
+    overlap_kernel(OverlapCall in, const OverlapGroup* __restrict__ of, Window window, overlap::Parts parts,
+                   Sizes size) {
+  const OverlapGroup group = *of;
+  constexpr int kRankings = RankingTiles * kRankingTile;
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int row0 = blockIdx.x * kRowTile, ranking0 = blockIdx.y * kRankings;
+  const int part = static_cast<int>(blockIdx.z) % parts.count;
+  const int budget0 =
+      (static_cast<int>(blockIdx.z) / parts.count * kWarps + static_cast<int>(threadIdx.x) / 32) * kBudgets;
+  if (budget0 >= window.count) return;
+  bool any = false;  // of these rankings: asked for in these rows
+  for (int r = ranking0; r < min(static_cast<int>(group.size), ranking0 + kRankings); ++r)
+    any = any || (static_cast<int>(group.rankings[r].row_begin) < row0 + kRowTile &&
+                  static_cast<int>(group.rankings[r].row_end) > row0);
+  if (!any) return;
+  const int begin = part * parts.tokens, end = min(size.rank_stride, begin + parts.tokens);
+  const std::uint8_t* const row[2] = {
+      in.packed + static_cast<std::size_t>(min(row0 + g, size.rows - 1)) * size.rank_stride + 16 * q,
+      in.packed + static_cast<std::size_t>(min(row0 + 8 + g, size.rows - 1)) * size.rank_stride + 16 * q};
+  const std::uint8_t* const segment =
+      in.segments + static_cast<std::size_t>(ranking0 + g) * size.rank_stride + 16 * q;
+  const std::size_t tile_bytes = static_cast<std::size_t>(kRankingTile) * size.rank_stride;
+  std::uint32_t sum[RankingTiles][kBudgets][1 + kFractions][4] = {};
+  const auto load = [&](int t, uint4(&a)[2], uint4(&b)[RankingTiles]) {
+    for (int h = 0; h < 2; ++h) a[h] = *reinterpret_cast<const uint4*>(row[h] + t);
+    for (int n = 0; n < RankingTiles; ++n)
+      b[n] = *reinterpret_cast<const uint4*>(segment + n * tile_bytes + t);
   };
-  const std::uint32_t all = in.counts[counts - 1];
-  const std::uint32_t chunk = (all + kChunks - 1) / kChunks;
-  const std::uint32_t first = min(all, chunk * blockIdx.z), last = min(all, first + chunk);
-  std::uint32_t segment_begin = 0;
-  for (int p = 0; p < counts; ++p) {
-    const std::uint32_t begin = max(first, segment_begin), end = min(last, in.counts[p]);
-    segment_begin = in.counts[p];
-    std::uint32_t total[kCounted][L::kRows] = {};
-    std::uint32_t i = begin;
-    while (i < end) {
-      // As many tokens as the lanes can count.
-      const std::uint32_t stop = min(end, i + L::kFull / kBatch * kBatch);
-      std::uint32_t sum[kCounted] = {};
-      for (; i < stop; i += kBatch) {
-        std::uint32_t word[kBatch];
+  const auto step = [&](const std::uint32_t(&a)[4], const std::uint32_t(&b)[RankingTiles][2]) {
+    std::uint32_t budget[4], needed[kFractions][4];
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const std::uint32_t at = min(i + j, stop - 1);
-          word[j] = *reinterpret_cast<const std::uint32_t*>(in.packed + static_cast<std::size_t>(ranking.order[at]) * in.stride + row);
-        }
+    for (int i = 0; i < 4; ++i) {
+      budget[i] = a[i] & kWindowBudgets * kOnes;
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          if (i + j >= stop) continue;
+      for (int c = 0; c < kFractions; ++c) needed[c][i] = a[i] & kOnes << (kBudgetBits + c);
+    }
 #pragma unroll
-          for (int c = 0; c < kFractions; ++c) sum[1 + c] += word[j] >> (L::kBits - 1 - c) & L::kOnes;
-          const std::uint32_t budgets = word[j] & L::kBudget;
-          const std::uint32_t inside = L::at_most(budgets, static_cast<std::uint32_t>(p));
-          sum[0] += inside;
-          if (inside == L::kOnes) continue;
+    for (int k = 0; k < kBudgets; ++k) {
+      const auto at = static_cast<std::uint32_t>(min(budget0 + k, kWindowBudgets - 1));
+      std::uint32_t best[4];
 #pragma unroll
-          for (int lane = 0; lane < L::kRows; ++lane) {
-            const int q = static_cast<int>(budgets >> (lane * L::kBits) & Packing<Packed>::kNever);
-            if (q > p && q < counts) ++slot(q, lane);
-          }
+      for (int i = 0; i < 4; ++i) best[i] = kept(budget[i], at);
+#pragma unroll
+      for (int n = 0; n < RankingTiles; ++n) {
+        const std::uint32_t b0 = kept(b[n][0], at), b1 = kept(b[n][1], at);
+        multiply_bytes(sum[n][k][0], best[0], best[1], best[2], best[3], b0, b1);
+#pragma unroll
+        for (int c = 0; c < kFractions; ++c)
+          multiply_bytes(sum[n][k][1 + c], needed[c][0], needed[c][1], needed[c][2], needed[c][3], b0, b1);
+      }
+    }
+  };
+  uint4 a[2], b[RankingTiles];
+  if (begin < end) load(begin, a, b);
+  for (int t = begin; t < end; t += kStep) {
+    uint4 next_a[2], next_b[RankingTiles];
+    load(min(t + kStep, end - kStep), next_a, next_b);
+    std::uint32_t b_low[RankingTiles][2], b_high[RankingTiles][2];
+#pragma unroll
+    for (int n = 0; n < RankingTiles; ++n) {
+      b_low[n][0] = b[n].x;
+      b_low[n][1] = b[n].y;
+      b_high[n][0] = b[n].z;
+      b_high[n][1] = b[n].w;
+    }
+    step({a[0].x, a[1].x, a[0].y, a[1].y},
+         b_low);  // which token is which k of the instruction is free, if it is the same for both
+    step({a[0].z, a[1].z, a[0].w, a[1].w}, b_high);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) a[h] = next_a[h];
+#pragma unroll
+    for (int n = 0; n < RankingTiles; ++n) b[n] = next_b[n];
+  }
+#pragma unroll
+  for (int n = 0; n < RankingTiles; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int r = ranking0 + n * kRankingTile + 2 * q + e;
+      if (r >= static_cast<int>(group.size)) continue;
+      const OverlapRanking ranking = group.rankings[r];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int at = row0 + g + 8 * h;
+        if (at < static_cast<int>(ranking.row_begin) || at >= static_cast<int>(ranking.row_end)) continue;
+#pragma unroll
+        for (int k = 0; k < kBudgets; ++k) {
+          if (budget0 + k >= window.count) continue;
+          const std::size_t to =
+              (static_cast<std::size_t>(ranking.place) * in.counts + window.first + budget0 + k) *
+                  in.result_stride +
+              at;
+          const int i = 2 * h + e;
+          overlap::add_results(in, to, sum[n][k][0][i], sum[n][k][1][i], sum[n][k][2][i], sum[n][k][3][i]);
         }
       }
-      i = stop;
-#pragma unroll
-      for (int c = 0; c < kCounted; ++c)
-#pragma unroll
-        for (int lane = 0; lane < L::kRows; ++lane)
-          total[c][lane] += sum[c] >> (lane * L::kBits) & ((1u << L::kBits) - 1u);
-    }
-#pragma unroll
-    for (int lane = 0; lane < L::kRows; ++lane) {
-      write(0, p, lane, total[0][lane]);
-#pragma unroll
-      for (int c = 1; c < kCounted; ++c) write(c, p, lane, total[c][lane]);
-    }
-  }
-  for (int b = 0; b < counts; ++b)
-    for (int lane = 0; lane < L::kRows; ++lane) {
-      const std::size_t part = static_cast<std::size_t>(blockIdx.z) * in.rankings_in_call + blockIdx.y;
-      in.partial[(part * kCounted * counts + b) * in.stride + row + lane] += slot(b, lane);
     }
 }
 
-/// Sums over chunks and budgets.
-template <typename Packed>
-__global__ void sum_kernel(OverlapArguments<Packed> in) {
-  const RankingOnDevice ranking = in.rankings[blockIdx.y];
-  const int row = static_cast<int>(ranking.row_begin + blockIdx.x * blockDim.x + threadIdx.x);
-  if (row >= static_cast<int>(ranking.row_end)) return;
-  const int counts = in.counts_per_ranking, counted = static_cast<int>(blockIdx.z);
-  std::uint32_t sum = 0;
-  for (int b = 0; b < counts; ++b) {
-    for (int k = 0; k < kChunks; ++k) {
-      const std::size_t part = static_cast<std::size_t>(k) * in.rankings_in_call + blockIdx.y;
-      sum += in.partial[((part * kCounted + counted) * counts + b) * in.stride + row];
-    }
-    const std::size_t at = (static_cast<std::size_t>(blockIdx.y) * counts + b) * in.stride + row;
-    if (counted == 0) {
-      in.agree[at] = sum;
-    } else {
-      in.found[static_cast<std::size_t>(counted - 1) * in.fraction_stride + at] = sum;
-    }
-  }
+template <int RankingTiles>
+void launch(const OverlapCall& call, const OverlapGroup* group, int rankings, const Window& window,
+            const Sizes& size, cudaStream_t stream) {
+  const auto tiles = [](int n, int each) { return (n + each - 1) / each; };
+  const int rows = tiles(size.rows, kRowTile), columns = tiles(rankings, RankingTiles * kRankingTile),
+            quads = tiles(window.count, kBudgets * kWarps);
+  const overlap::Parts parts = overlap::parts_of(size, rows * columns * quads);
+  const int threads = 32 * std::min(kWarps, tiles(window.count, kBudgets));
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(columns),
+                  static_cast<unsigned>(quads * parts.count));
+  overlap_kernel<RankingTiles>
+      <<<grid, static_cast<unsigned>(threads), 0, stream>>>(call, group, window, parts, size);
+  check(cudaGetLastError(), "overlap_kernel");
 }
 
 }  // namespace
 
-int overlap_chunks() { return kChunks; }
-
-template <typename Rank, typename Packed>
-void launch_pack(const Rank* ranks, const std::uint32_t* needed_prompt, const std::uint32_t* counts, int count, const Sizes& size, Packed* packed,
-                 cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((size.stride + 127) / 128), static_cast<unsigned>(size.prompt < 1024 ? size.prompt : 1024));
-  pack_kernel<<<grid, 128, static_cast<std::size_t>(count) * sizeof(std::uint32_t), stream>>>(ranks, needed_prompt, counts, count, size, packed);
-  check(cudaGetLastError(), "pack_kernel");
+void launch_overlap(const OverlapCall& call, const OverlapGroup* group, int rankings, const Window& window,
+                    const Sizes& size, cudaStream_t stream) {
+  launch_segments(group, false, static_cast<int>(segment_lines(static_cast<std::size_t>(rankings))), window,
+                  size, call.segments, stream);
+  if (rankings <= kRankingTile) {
+    launch<1>(call, group, rankings, window, size, stream);
+  } else {
+    launch<2>(call, group, rankings, window, size, stream);
+  }
 }
-
-template <typename Packed>
-void launch_overlap(const OverlapArguments<Packed>& arguments, int most_rows, cudaStream_t stream) {
-  constexpr int kRows = Lanes<Packed>::kRows;
-  const std::size_t bytes = static_cast<std::size_t>(arguments.counts_per_ranking) * kRows * kThreads * sizeof(std::uint16_t);
-  check(cudaFuncSetAttribute(count_kernel<Packed>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "cudaFuncSetAttribute");
-  const auto tiles = static_cast<unsigned>((most_rows + kRows + kThreads * kRows - 1) / (kThreads * kRows));
-  const auto rankings = static_cast<unsigned>(arguments.rankings_in_call);
-  count_kernel<Packed><<<dim3(tiles, rankings, kChunks), kThreads, bytes, stream>>>(arguments);
-  check(cudaGetLastError(), "count_kernel");
-  sum_kernel<Packed><<<dim3(static_cast<unsigned>((most_rows + 127) / 128), rankings, kCounted), 128, 0, stream>>>(arguments);
-  check(cudaGetLastError(), "sum_kernel");
-}
-
-template void launch_pack(const std::uint16_t*, const std::uint32_t*, const std::uint32_t*, int, const Sizes&, std::uint8_t*, cudaStream_t);
-template void launch_pack(const std::uint16_t*, const std::uint32_t*, const std::uint32_t*, int, const Sizes&, std::uint16_t*, cudaStream_t);
-template void launch_pack(const std::uint32_t*, const std::uint32_t*, const std::uint32_t*, int, const Sizes&, std::uint8_t*, cudaStream_t);
-template void launch_pack(const std::uint32_t*, const std::uint32_t*, const std::uint32_t*, int, const Sizes&, std::uint16_t*, cudaStream_t);
-template void launch_overlap(const OverlapArguments<std::uint8_t>&, int, cudaStream_t);
-template void launch_overlap(const OverlapArguments<std::uint16_t>&, int, cudaStream_t);
 
 }  // namespace kvsim::cuda

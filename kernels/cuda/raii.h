@@ -1,4 +1,4 @@
-// Owners of CUDA objects, and CUDA's errors as ours. Only .cu files include it.
+// Owners of CUDA objects, and CUDA's errors as ours. Only files of this folder include it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,13 +7,16 @@
 #include <string>
 #include <utility>
 
-#include "kernels/cuda/device.h"
+#include "kernels/backend.h"
 
 namespace kvsim::cuda {
 
 /// Throws DeviceError naming the operation.
 inline void check(cudaError_t status, const char* operation) {
-  if (status != cudaSuccess) throw DeviceError(std::string(operation) + ": " + cudaGetErrorString(status), status == cudaErrorMemoryAllocation);
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // the next call starts afresh
+  throw DeviceError(std::string(operation) + ": " + cudaGetErrorString(status),
+                    status == cudaErrorMemoryAllocation);
 }
 
 /// Makes a device current for a scope.
@@ -34,11 +37,9 @@ class OnDevice {
 class Stream {
  public:
   Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
-  ~Stream() {
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
-  }
-  Stream(Stream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
-  Stream& operator=(Stream&&) = delete;
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
   cudaStream_t get() const { return stream_; }
   void wait() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
@@ -46,36 +47,35 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-/// Device memory that grows and is kept: what was in it is lost when it grows.
-template <typename T>
-class Buffer {
+class Event {
  public:
-  Buffer() = default;
-  ~Buffer() {
-    if (data_ != nullptr) cudaFree(data_);
+  Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(const Stream& stream) {
+    check(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
+    recorded_ = true;
   }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  Buffer& operator=(Buffer&&) = delete;
-  T* fit(std::size_t size) {
-    if (size <= size_) return data_;
-    if (data_ != nullptr) check(cudaFree(data_), "cudaFree");
-    data_ = nullptr;
-    size_ = 0;
-    void* fresh = nullptr;
-    check(cudaMalloc(&fresh, size * sizeof(T)), "cudaMalloc");
-    data_ = static_cast<T*>(fresh);
-    size_ = size;
-    return data_;
+  /// Lets a stream, or the host, wait for what was recorded; nothing recorded is nothing to wait for.
+  void hold(const Stream& stream) const {
+    check(cudaStreamWaitEvent(stream.get(), event_, 0), "cudaStreamWaitEvent");
   }
-  T* get() const { return data_; }
-  std::size_t bytes() const { return size_ * sizeof(T); }
+  void wait() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+  /// Milliseconds from `before`; 0 where one of them was never recorded.
+  double since(const Event& before) const {
+    if (!recorded_ || !before.recorded_) return 0;
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, before.event_, event_), "cudaEventElapsedTime");
+    return static_cast<double>(ms);
+  }
 
  private:
-  T* data_ = nullptr;
-  std::size_t size_ = 0;
+  cudaEvent_t event_ = nullptr;
+  bool recorded_ = false;
 };
 
-/// Page-locked host memory, grown like Buffer.
+/// Page-locked host memory that grows and is kept: what was in it is lost when it grows.
 template <typename T>
 class Pinned {
  public:
@@ -87,8 +87,7 @@ class Pinned {
   Pinned& operator=(const Pinned&) = delete;
   T* fit(std::size_t size) {
     if (size <= size_) return data_;
-    if (data_ != nullptr) check(cudaFreeHost(data_), "cudaFreeHost");
-    data_ = nullptr;
+    if (data_ != nullptr) check(cudaFreeHost(std::exchange(data_, nullptr)), "cudaFreeHost");
     size_ = 0;
     void* fresh = nullptr;
     check(cudaMallocHost(&fresh, size * sizeof(T)), "cudaMallocHost");
@@ -102,5 +101,16 @@ class Pinned {
   T* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+template <typename T>
+void upload(T* to, const T* from, std::size_t count, const Stream& stream) {
+  check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyHostToDevice, stream.get()),
+        "cudaMemcpyAsync to the device");
+}
+template <typename T>
+void download(T* to, const T* from, std::size_t count, const Stream& stream) {
+  check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, stream.get()),
+        "cudaMemcpyAsync from the device");
+}
 
 }  // namespace kvsim::cuda

@@ -24,12 +24,6 @@ class LayerSource final : public BlockSource {
   BlockPrefetcher prefetcher_;
 };
 
-std::vector<const Variant*> pointers(const PreparedRun& run, const std::vector<std::uint32_t>& variants) {
-  std::vector<const Variant*> list;
-  for (const std::uint32_t v : variants) list.push_back(&run.variants[v]);
-  return list;
-}
-
 }  // namespace
 
 std::vector<std::uint32_t> model_wide_variants(const PreparedRun& run, const std::vector<std::uint32_t>& variants) {
@@ -44,9 +38,10 @@ std::vector<std::uint32_t> model_wide_variants(const PreparedRun& run, const std
 UnitMemory plan_summaries(const PreparedRun& run, std::size_t trace, std::size_t layer_ordinal,
                           const std::vector<std::uint32_t>& variants, std::size_t budgets) {
   const TraceInfo& info = run.traces[trace].info();
-  const std::vector<const Variant*> list = pointers(run, variants);
+  const std::vector<const Variant*> list = run.pointers(variants);
   const BlockRequest request = block_request(list, info, info.layers[layer_ordinal], {});
-  UnitMemory memory = plan_memory(make_layer_context(info, layer_ordinal), request, list, budgets, {}, info.layers[layer_ordinal].hidden_size, run.options.threads, run.options.memory);
+  UnitMemory memory = plan_memory(make_layer_context(info, layer_ordinal), request, list, budgets, {}, info.layers[layer_ordinal].hidden_size, run.options.threads,
+                                  run.options.memory, run.devices.empty() ? nullptr : run.devices.front().get());
   memory.hold = false;  // no head is needed twice
   return memory;
 }
@@ -72,8 +67,9 @@ bool SummaryStore::load(std::size_t trace, const std::function<bool()>& layer_do
   for (const auto& [budgets, set] : wanted->second) {
     const std::vector<std::uint32_t> variants(set.begin(), set.end());
     UnitSettings settings;
-    settings.variants = pointers(run_, variants);
+    settings.variants = run_.pointers(variants);
     settings.fail_fast = run_.options.fail_fast;
+    settings.device = run_.devices.empty() ? nullptr : run_.devices.front().get();
     for (const std::uint32_t b : budgets) settings.budgets.push_back(run_.record.description.traces[trace].budgets[b]);
     std::vector<ModelSummaries> summaries(variants.size());
     for (std::size_t l = 0; l < reader.info().layers.size(); ++l) {

@@ -3,153 +3,20 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <fstream>
 
 #include "analysis/durable_file.h"
-#include "analysis/part_file.h"
 #include "analysis/result_store.h"
 #include "kernels/error.h"
 #include "kernels/replay.h"
-#include "sim/cli/model_summaries.h"
+#include "sim/cli/jobs.h"
 #include "sim/cli/options.h"
-#include "sim/cli/progress.h"
 #include "sim/cli/run_setup.h"
 #include "sim/cli/stop_request.h"
-#include "sim/stepwise/stepwise_unit.h"
 
 namespace kvsim {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-/// Variants of a unit of one kind (prompt-time or decode-time) that lack the same budgets, so that nothing is computed twice.
-struct Job {
-  UnitPlan unit;
-  std::vector<std::uint32_t> variants, budgets;  // indices into the description
-  UnitMemory memory;
-  BlockRequest request;
-};
-
-/// Hands the heads of consecutive jobs of one trace from the reading thread.
-class PrefetchedSource final : public BlockSource {
- public:
-  PrefetchedSource(const TraceReader& reader, std::vector<BlockPrefetcher::Item> order, const BlockRequest& request, std::size_t depth)
-      : prefetcher_(reader, std::move(order), request, depth) {}
-  HeadBlock next() override { return prefetcher_.next(); }
-
- private:
-  BlockPrefetcher prefetcher_;
-};
-
-std::string batch_name(const RunDescription& description, const Job& job) {
-  std::string text;
-  for (const std::uint32_t v : job.variants) text += description.variants[v].variant_id;
-  for (const std::uint32_t b : job.budgets) text += "/" + description.traces[job.unit.trace].budgets[b].request;
-  for (const std::string& metric : description.metrics) text += "," + metric;
-  std::uint64_t hash = 0xcbf29ce484222325ull;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  return fmt::format("{:016x}", hash);
-}
-
-std::vector<const Variant*> variants_of(const PreparedRun& run, const Job& job) {
-  std::vector<const Variant*> list;
-  for (const std::uint32_t v : job.variants) list.push_back(&run.variants[v]);
-  return list;
-}
-
-void plan_job(const PreparedRun& run, Job& job) {
-  const TraceInfo& info = run.traces[job.unit.trace].info();
-  const std::vector<const Variant*> variants = variants_of(run, job);
-  const std::size_t hidden = info.layers[job.unit.layer_ordinal].hidden_size;
-  if (!variants.empty() && variants.front()->stepwise) {
-    const LayerContext layer = make_layer_context(info, job.unit.layer_ordinal);
-    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
-    const StepwiseMemory memory = plan_stepwise_memory(layer, job.request, variants, job.budgets.size(), hidden, run.options.threads, run.options.memory);
-    job.memory = {true, memory.step_chunk, variants.size(), memory.bytes};
-    return;
-  }
-  job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
-  job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), run.record.description.metrics, hidden,
-                           run.options.threads, run.options.memory);
-}
-
-/// What this shard still has to do, in the order of the units.
-std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartInfo>& parts) {
-  const std::map<UnitId, std::vector<CellId>> missing = missing_cells(run.record, parts);
-  std::vector<Job> jobs;
-  for (const std::size_t u : units_of_shard(run.units, run.options.shard, run.options.shards)) {
-    const auto found = missing.find(run.units[u].id);
-    if (found == missing.end()) continue;
-    std::map<std::uint32_t, std::vector<std::uint32_t>> budgets_of_variant;
-    for (const CellId& cell : found->second) budgets_of_variant[cell.variant].push_back(cell.budget);
-    const std::size_t first = jobs.size();
-    for (const auto& [variant, budgets] : budgets_of_variant) {
-      const bool stepwise = run.variants[variant].stepwise != nullptr;
-      const auto same = std::find_if(jobs.begin() + static_cast<std::ptrdiff_t>(first), jobs.end(), [&, &wanted = budgets](const Job& job) {
-        return job.budgets == wanted && (run.variants[job.variants.front()].stepwise != nullptr) == stepwise;
-      });
-      if (same != jobs.end()) {
-        same->variants.push_back(variant);
-      } else {
-        jobs.push_back({run.units[u], {variant}, budgets, {}, {}});
-      }
-    }
-    for (std::size_t j = first; j < jobs.size(); ++j) plan_job(run, jobs[j]);
-  }
-  return jobs;
-}
-
-/// What the variants declared beside the tensors of heads.
-StepwiseInputs read_inputs(const TraceReader& reader, std::size_t layer, std::span<const Variant* const> variants) {
-  const TraceInfo& info = reader.info();
-  StepNeed needs = StepNeed::none;
-  for (const Variant* variant : variants) needs = needs | variant->stepwise->needs();
-  StepwiseInputs inputs;
-  if (has(needs, StepNeed::token_text)) {
-    inputs.token_text = info.token_text;
-    inputs.token_id = info.token_id;
-  }
-  if (has(needs, StepNeed::final_hidden)) inputs.final_hidden = reader.read_final_hidden(0, info.tokens());
-  if (has(needs, StepNeed::hidden)) inputs.hidden = reader.read_hidden(layer, 0, info.tokens());
-  if (has(needs, StepNeed::retention))
-    for (std::size_t l = 0; l < info.layers.size(); ++l) inputs.retention.push_back(reader.read_retention(l));
-  return inputs;
-}
-
-UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& summaries, BlockSource& source) {
-  const RunDescription& description = run.record.description;
-  UnitSettings settings;
-  settings.variants = variants_of(run, job);
-  settings.summaries = summaries.of(job.variants, job.budgets);
-  for (const std::uint32_t b : job.budgets) settings.budgets.push_back(description.traces[job.unit.trace].budgets[b]);
-  settings.metrics = description.metrics;
-  settings.save_kept = run.options.save_kept;
-  settings.detail = run.options.detail_steps;
-  settings.fail_fast = run.options.fail_fast;
-  settings.memory = job.memory;
-  const LayerContext layer = make_layer_context(run.traces[job.unit.trace].info(), job.unit.layer_ordinal);
-  UnitResult result = settings.variants.front()->stepwise
-                          ? replay_stepwise_unit(layer, settings, read_inputs(run.traces[job.unit.trace], job.unit.layer_ordinal, settings.variants), source)
-                          : replay_unit(layer, settings, source);
-  result.trace = job.unit.id.trace;
-  // The unit counted its own variants and budgets; results count those of the whole run.
-  const auto renumber = [&](auto& items) {
-    for (auto& item : items) {
-      item.variant = job.variants[item.variant];
-      item.budget = job.budgets[item.budget];
-    }
-  };
-  renumber(result.rows);
-  renumber(result.layer_rows);
-  renumber(result.cells);
-  renumber(result.effects);
-  renumber(result.kept);
-  renumber(result.detail);
-  for (Failure& failure : result.failures) failure.variant = job.variants[failure.variant];
-  return result;
-}
 
 /// Settings that a run keeps for good, as lines of run.ini that differ.
 std::vector<std::string> switch_differences(const std::string& before, const std::string& now) {
@@ -162,61 +29,6 @@ std::vector<std::string> switch_differences(const std::string& before, const std
     if (value(before) != value(now)) changes.push_back(fmt::format("{}: {} -> {}", name, value(before), value(now)));
   }
   return changes;
-}
-
-/// A source that reads ahead for all jobs from `first` on that can share a reading thread.
-std::unique_ptr<BlockSource> open_source(const PreparedRun& run, const std::vector<Job>& jobs, std::size_t first, std::size_t& last) {
-  std::vector<BlockPrefetcher::Item> order;
-  for (last = first; last < jobs.size(); ++last) {
-    const Job& job = jobs[last];
-    if (job.unit.trace != jobs[first].unit.trace || job.request != jobs[first].request ||
-        job.memory.hold != jobs[first].memory.hold)
-      break;
-    const std::uint32_t heads = run.traces[job.unit.trace].info().num_kv_heads;
-    for (std::size_t pass = 0; pass < job.memory.passes(job.variants.size()); ++pass)
-      for (std::uint32_t kv = 0; kv < heads; ++kv) order.push_back({job.unit.layer_ordinal, kv});
-  }
-  const std::size_t depth = jobs[first].memory.hold ? 2 : 1;
-  return std::make_unique<PrefetchedSource>(run.traces[jobs[first].unit.trace], std::move(order), jobs[first].request, depth);
-}
-
-struct Outcome {
-  ExitCode stopped = kDone;
-  std::size_t failed = 0;  // variants of units
-};
-
-Outcome run_jobs(const PreparedRun& run, const std::vector<Job>& jobs) {
-  Outcome outcome;
-  const StopRequest stop(run.options.time_limit);
-  SummaryStore summaries(run);
-  for (const Job& job : jobs) summaries.announce(job.unit.trace, job.variants, job.budgets);
-  Progress progress("replay", jobs.size() + summaries.layers(), run.options.quiet);
-  std::unique_ptr<BlockSource> source;
-  std::size_t source_end = 0;
-  double longest = 0;
-  for (std::size_t i = 0; i < jobs.size(); ++i) {
-    outcome.stopped = stop.asked(longest);
-    if (outcome.stopped != kDone) break;
-    const Clock::time_point start = Clock::now();
-    if (i >= source_end) {
-      source.reset();
-      const bool scored = summaries.load(jobs[i].unit.trace, [&] {
-        progress.advance();
-        outcome.stopped = stop.asked(longest);
-        return outcome.stopped == kDone;
-      });
-      if (!scored) break;
-      source = open_source(run, jobs, i, source_end);
-    }
-    const UnitResult result = run_job(run, jobs[i], summaries, *source);
-    write_part(run.options.out, result, run.record.description, batch_name(run.record.description, jobs[i]));
-    outcome.failed += result.failures.size();
-    if (outcome.failed > 0) progress.remark(fmt::format("{} failures", outcome.failed));
-    progress.advance();
-    longest = std::max(longest, std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  progress.finish();
-  return outcome;
 }
 
 /// Makes the folder ready: a new one gets its record, one of the same run is continued, another run's is refused.
@@ -244,8 +56,9 @@ void claim_folder(PreparedRun& run) {
 
 void print_notes(const PreparedRun& run) {
   if (run.options.quiet) return;
-  fmt::print(stderr, "device: cpu ({} threads, {}){}\n", run.options.threads, instruction_path(),
-             run.options.device == "auto" ? "; this build has no CUDA backend" : "");
+  const DeviceChoice& device = run.device_choice;
+  fmt::print(stderr, "device: {} ({} threads, {}){}\n", device.name, run.options.threads, instruction_path(),
+             device.why.empty() ? std::string() : "; " + device.why);
   std::size_t no_op = 0, cells = 0;
   bool stepwise = false, in_blocks = false;
   for (const Variant& variant : run.variants) {
@@ -305,6 +118,7 @@ int run_command(const Arguments& arguments) {
   omp_set_num_threads(options->threads);
   PreparedRun run = prepare_run(std::move(*options));
   check_size(run);
+  run.devices = open_streams(run.device_choice);
   for (const UnitPlan& unit : run.units) {  // refuse before anything is written
     Job of_kind[2]{{unit, {}, {}, {}, {}}, {unit, {}, {}, {}, {}}};
     for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace))) of_kind[run.variants[v].stepwise ? 1 : 0].variants.push_back(v);

@@ -13,6 +13,7 @@
 
 #include "kernels/error.h"
 #include "policies/registry.h"
+#include "sim/cli/device_choice.h"
 #include "sim/cli/options.h"
 #include "sim/cli/plugin.h"
 
@@ -52,7 +53,7 @@ po::options_description run_options_description() {
       ("seed", po::value<std::uint64_t>(), "seed of the automatic random reference (default 0)")
       ("threads", po::value<int>(), "threads (default: all); results do not depend on it")
       ("memory", po::value<std::string>(), "memory the run may use, e.g. 16G (default: three quarters of the machine)")
-      ("device", po::value<std::string>(), "auto (default), cpu or cuda")
+      ("device", po::value<std::string>(), "cpu; cuda, the first GPU; cuda:0,2 or cuda:all, several of one model; auto (default), the first GPU where there is one. Decode-time policies are replayed by the CPU")
       ("shard", po::value<std::string>(), "i/n: do the i-th of n parts (1 <= i <= n); auto: rank and size from mpirun, srun or a Slurm array. Shards may share --out, or be joined with 'kvsim merge'. Policies that share budget over the layers score all layers in every shard")
       ("time-limit", po::value<std::string>(), "stop in good order after e.g. 55m, exit code 75")
       ("extend", po::bool_switch(), "add new policies, budgets or traces to a finished run")
@@ -144,13 +145,6 @@ std::vector<std::string> split_commas(const std::vector<std::string>& texts) {
   return items;
 }
 
-void check_device(const std::string& device) {
-  if (device == "auto" || device == "cpu") return;
-  if (device == "cuda" || device.rfind("cuda:", 0) == 0)
-    throw UserError("--device {}: this build has no CUDA backend; use --device cpu", device);
-  throw UserError("--device '{}' must be auto, cpu or cuda", device);
-}
-
 }  // namespace
 
 std::uint64_t default_memory() {
@@ -216,7 +210,7 @@ std::optional<RunOptions> parse_run_options(const Arguments& arguments, bool sta
   if (values.count("out") != 0) options.out = values["out"].as<std::string>();
   if (values.count("seed") != 0) options.seed = values["seed"].as<std::uint64_t>();
   if (values.count("device") != 0) options.device = values["device"].as<std::string>();
-  check_device(options.device);
+  check_device_syntax(options.device);
   options.threads = values.count("threads") != 0 ? values["threads"].as<int>() : omp_get_max_threads();
   if (options.threads < 1 || options.threads > 4096) throw UserError("--threads {} must be between 1 and 4096", options.threads);
   options.memory = values.count("memory") != 0 ? parse_size(values["memory"].as<std::string>(), "--memory") : default_memory();

@@ -13,7 +13,6 @@
 
 #include "build_info.h"
 #include "kernels/error.h"
-#include "kernels/replay.h"
 #include "policies/lookahead.h"
 #include "policies/registry.h"
 #include "policies/stepwise/stepwise_registry.h"
@@ -226,7 +225,17 @@ std::vector<std::uint32_t> PreparedRun::served(std::uint32_t trace) const {
   return list;
 }
 
-Provenance provenance(const RunOptions& options, const std::string& ini) {
+std::vector<const Variant*> PreparedRun::pointers(std::span<const std::uint32_t> of_variants) const {
+  std::vector<const Variant*> list;
+  for (const std::uint32_t v : of_variants) list.push_back(&variants[v]);
+  return list;
+}
+
+int threads_of_worker(const PreparedRun& run) {
+  return std::max(1, run.options.threads / static_cast<int>(std::max<std::size_t>(run.devices.size(), 1)));
+}
+
+Provenance provenance(const RunOptions& options, const std::string& ini, const DeviceChoice& device) {
   Provenance p;
   p.tool_version = kVersion;
   p.git_sha = kGitSha;
@@ -236,8 +245,8 @@ Provenance provenance(const RunOptions& options, const std::string& ini) {
   p.compiler = kCompiler;
   p.build_flags = kBuildFlags;
   p.cpu = processor_name();
-  p.device = "cpu";
-  p.instruction_path = std::string(instruction_path());
+  p.device = device.name;
+  p.instruction_path = device.path;
   p.seed = options.seed;
   p.threads = options.threads;
   return p;
@@ -246,6 +255,7 @@ Provenance provenance(const RunOptions& options, const std::string& ini) {
 PreparedRun prepare_run(RunOptions options) {
   PreparedRun run;
   run.options = std::move(options);
+  run.device_choice = choose_device(run.options.device);
   const BudgetList budgets = parse_budgets(run.options.budgets);
   run.variants = make_variants(run.options, run.resources);
   RunDescription& description = run.record.description;
@@ -261,13 +271,15 @@ PreparedRun prepare_run(RunOptions options) {
   refuse_what_cannot_run(run);
   plan_units(run);
   run.ini = run.options.to_ini();
-  description.provenance = provenance(run.options, run.ini);
+  description.provenance = provenance(run.options, run.ini, run.device_choice);
   return run;
 }
 
 PreparedRun prepare_extended(PreparedRun now, const RunRecord& before) {
   PreparedRun run;
   run.options = now.options;
+  run.device_choice = now.device_choice;
+  run.devices = std::move(now.devices);
   run.record = extended(before, now.record);
   RunDescription& description = run.record.description;
   run.options.traces.clear();
@@ -296,7 +308,7 @@ PreparedRun prepare_extended(PreparedRun now, const RunRecord& before) {
   run.record.units.clear();
   plan_units(run);
   run.ini = run.options.to_ini();
-  description.provenance = provenance(run.options, run.ini);
+  description.provenance = provenance(run.options, run.ini, run.device_choice);
   return run;
 }
 

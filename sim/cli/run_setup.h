@@ -3,10 +3,12 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "analysis/run_record.h"
+#include "sim/cli/device_choice.h"
 #include "sim/cli/run_options.h"
 #include "sim/unit.h"
 #include "traces/trace_reader.h"
@@ -39,7 +41,10 @@ struct PreparedRun {
   RunRecord record;  // units of all shards
   std::vector<UnitPlan> units;  // in the order of record.units
   std::string ini;
+  DeviceChoice device_choice;
+  std::vector<std::unique_ptr<Device>> devices;  // streams of work on GPUs, opened by who runs; empty = the CPU alone
 
+  std::vector<const Variant*> pointers(std::span<const std::uint32_t> of_variants) const;
   bool refused(std::uint32_t trace, std::uint32_t variant) const;
   /// Variants that the trace can serve.
   std::vector<std::uint32_t> served(std::uint32_t trace) const;
@@ -55,7 +60,10 @@ PreparedRun prepare_extended(PreparedRun now, const RunRecord& before);
 /// and the number of shards only.
 std::vector<std::size_t> units_of_shard(const std::vector<UnitPlan>& units, std::uint32_t shard, std::uint32_t shards);
 
-/// Version, compiler, processor and so on of this program and machine.
-Provenance provenance(const RunOptions& options, const std::string& ini);
+/// Threads of one worker: all, or an equal share of them for every stream of the GPUs.
+int threads_of_worker(const PreparedRun& run);
+
+/// Version, compiler, processor, device and so on of this program and machine.
+Provenance provenance(const RunOptions& options, const std::string& ini, const DeviceChoice& device);
 
 }  // namespace kvsim

@@ -1,13 +1,16 @@
-// How fast the CUDA kernels are on one KV head, against the machine's own ceilings in the same run.
+// How fast the CUDA backend is on one KV head, against the machine's own ceilings in the same run.
 //
 //     cuda_bench [prompt] [decode] [group] [dim] [rankings] [budgets]
 //
-// Prints milliseconds by part (median of repeats) and the rate of the curve kernel; the defaults are size L.
+// Prints milliseconds by part (median of repeats) with the floor of each, from the bandwidth of a device copy
+// in the same run and the operations over the datasheet's rates; the defaults are size L.
+#include <cuda_runtime.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <functional>
 #include <vector>
 
 #include "kernels/cuda/device.h"
@@ -15,58 +18,143 @@
 
 namespace {
 
+using kvsim::TokenIndex;
+using Clock = std::chrono::steady_clock;
+constexpr int kRepeats = 11;
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+/// Median milliseconds of a call; the first is not counted.
+double wall(const std::function<void()>& call) {
+  std::vector<double> values;
+  for (int i = 0; i <= kRepeats; ++i) {
+    const auto start = Clock::now();
+    call();
+    if (i > 0) values.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+  }
+  return median(values);
+}
+
+/// Bytes per millisecond, read and written, of a large copy on the device.
+double copy_rate() {
+  constexpr std::size_t kBytes = std::size_t{1} << 30;
+  void *from = nullptr, *to = nullptr;
+  if (cudaMalloc(&from, kBytes) != cudaSuccess || cudaMalloc(&to, kBytes) != cudaSuccess) return 0;
+  cudaMemset(from, 1, kBytes);
+  const double ms = wall([&] {
+    cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, nullptr);
+    cudaDeviceSynchronize();
+  });
+  cudaFree(from);
+  cudaFree(to);
+  return 2.0 * static_cast<double>(kBytes) / ms;
+}
+
+void part(const char* name, double ms, double bytes, double rate, double flops, double flop_rate) {
+  const double by_bytes = rate > 0 ? bytes / rate : 0, by_flops = flops / flop_rate;
+  fmt::print(
+      "  {:<22} {:7.3f} ms   {:7.1f} MB = {:.3f} ms, {:7.1f} GFLOP = {:.3f} ms: {:3.0f} % of the floor\n",
+      name, ms, bytes / 1e6, by_bytes, flops / 1e9, by_flops, 100 * std::max(by_bytes, by_flops) / ms);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace kvsim;
-  const auto argument = [&](int i, long fallback) { return static_cast<std::size_t>(argc > i ? std::atol(argv[i]) : fallback); };
-  const std::size_t prompt = argument(1, 32768), decode = argument(2, 256), group = argument(3, 4), dim = argument(4, 128),
-                    count = argument(5, 30), budgets = argument(6, 16);
-  for (const cuda::DeviceInfo& device : cuda::devices())
-    fmt::print("{} (sm_{}{}), {} multiprocessors, {} GiB\n", device.name, device.major, device.minor, device.multiprocessors,
-               device.memory >> 30);
+  const auto argument = [&](int i, long fallback) {
+    return static_cast<std::size_t>(argc > i ? std::atol(argv[i]) : fallback);
+  };
+  const std::size_t prompt = argument(1, 32768), decode = argument(2, 256), group = argument(3, 4),
+                    dim = argument(4, 128), count = argument(5, 30), budgets = argument(6, 16);
+  for (const cuda::DeviceInfo& info : cuda::devices())
+    fmt::print("{} (sm_{}{}), {} multiprocessors, {} GiB\n", info.name, info.major, info.minor,
+               info.multiprocessors, info.memory >> 30);
   if (cuda::devices().empty()) {
     fmt::print("no GPU\n");
     return 0;
   }
-  const PeakyHead head({.prompt = prompt, .steps = decode, .group = group, .head_dim = dim, .value_dim = dim, .half = true});
+  const PeakyHead head(
+      {.prompt = prompt, .steps = decode, .group = group, .head_dim = dim, .value_dim = dim, .half = true});
   std::vector<std::uint32_t> counts;
-  for (std::size_t b = 1; b <= budgets; ++b) counts.push_back(static_cast<std::uint32_t>(b * prompt / budgets));
+  for (std::size_t b = 1; b <= budgets; ++b)
+    counts.push_back(static_cast<std::uint32_t>(b * prompt / budgets));
   std::vector<std::vector<TokenIndex>> orders;
-  std::vector<cuda::Ranking> rankings;
+  std::vector<Ranking> rankings;
   for (std::size_t r = 0; r < count; ++r) orders.push_back(shuffled(prompt, r));
-  for (std::size_t r = 0; r < count; ++r) rankings.push_back({orders[r], counts, 0, head.rows()});
-  cuda::HeadReplay replay(0);
-  cuda::CurveResults results;
-  std::vector<cuda::HeadReplay::Timing> timings;
-  std::vector<double> load_wall, curves_wall;
-  for (int repeat = 0; repeat < 6; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    replay.load({head.keys.view(), head.values.view(), head.queries.view(), head.position, prompt, head.rule});
-    const auto loaded = std::chrono::steady_clock::now();
-    replay.curves(rankings, results);
-    const auto done = std::chrono::steady_clock::now();
-    if (repeat == 0) continue;  // allocations and lazily loaded kernels
-    timings.push_back(replay.timing());
-    load_wall.push_back(std::chrono::duration<double, std::milli>(loaded - start).count());
-    curves_wall.push_back(std::chrono::duration<double, std::milli>(done - loaded).count());
+  for (std::size_t r = 0; r < count; ++r) rankings.push_back({orders[r], counts, {}, 0, head.rows()});
+  const double rate = copy_rate();
+  fmt::print(
+      "device copy {:.2f} TB/s read and written; rates of the datasheet: 67 TFLOP/s in double, 990 in "
+      "bfloat16, 1980 in bytes\n",
+      rate / 1e9);
+  const auto device = cuda::open_device(0, 0);
+  HeadInput input;
+  input.keys = head.keys.view();
+  input.values = head.values.view();
+  input.queries = head.queries.view();
+  input.position = head.position;
+  input.prompt = prompt;
+  input.rule = head.rule;
+  input.stored = DType::bfloat16;
+  std::vector<cuda::Timing> timings;
+  std::unique_ptr<DeviceHead> loaded;
+  const double load_wall = wall([&] {
+    loaded = device->load(input);
+    loaded->exact();
+  });
+  const double curves_wall = wall([&] { loaded->curves(rankings, false); });
+  for (int i = 0; i < kRepeats; ++i) {
+    loaded = device->load(input);
+    loaded->curves(rankings, false);
+    timings.push_back(cuda::timing_of(*device));
   }
-  const auto part = [&](double cuda::HeadReplay::Timing::*of) {
+  const auto of = [&](double cuda::Timing::*field) {
     std::vector<double> values;
-    for (const auto& timing : timings) values.push_back(timing.*of);
+    for (const auto& timing : timings) values.push_back(timing.*field);
     return median(values);
   };
-  using Timing = cuda::HeadReplay::Timing;
-  const double curve = part(&Timing::curve);
-  const double flops = 2.0 * 2.0 * static_cast<double>(head.rows()) * static_cast<double>(prompt) * static_cast<double>(dim) * static_cast<double>(count);
-  fmt::print("one KV head: prompt {}, {} rows, dim {}; {} rankings x {} budgets\n", prompt, head.rows(), dim, count, budgets);
-  fmt::print("upload {:.2f} ms, exact attention {:.2f} ms, ranks {:.2f} ms (wall of load {:.2f} ms)\n", part(&Timing::upload),
-             part(&Timing::attention), part(&Timing::ranks), median(load_wall));
-  fmt::print("curves {:.2f} ms = {:.3f} ms a ranking, {:.0f} TFLOP/s of split bf16; overlaps {:.2f} ms; download {:.2f} ms (wall {:.2f} ms)\n", curve,
-             curve / static_cast<double>(count), flops / curve / 1e9, part(&Timing::overlap), part(&Timing::download), median(curves_wall));
+  using T = cuda::Timing;
+  const auto rows = static_cast<double>(head.rows()), tokens = static_cast<double>(head.tokens()),
+             t = static_cast<double>(prompt), d = static_cast<double>(dim), r = static_cast<double>(count),
+             b = static_cast<double>(budgets);
+  fmt::print("one KV head: prompt {}, {} rows, dim {}; {} rankings x {} budgets; medians of {}\n", prompt,
+             head.rows(), dim, count, budgets, kRepeats);
+  fmt::print("  upload and unpack      {:7.3f} ms (host packing included)\n", of(&T::upload));
+  part("exact attention", of(&T::attention), rows * tokens * 4 + rows * t * 4, rate, 2 * rows * tokens * d,
+       67e9);
+  part("exact outputs", of(&T::outputs), rows * tokens * 4, rate, 2 * rows * tokens * d, 67e9);
+  part("ranks, needed sets", of(&T::ranks), rows * tokens * 4 + rows * t * 2, rate, 0, 1);
+  part("overlaps", of(&T::overlap), rows * t * 3 + r * t * 4, rate, 2 * rows * t * r * b * 4, 1980e9);
+  part("curves", of(&T::curve), r * rows * t * 4, rate, 2 * 2 * rows * t * d * r, 990e9);
+  fmt::print("  rest of the download   {:7.3f} ms ({:.1f} MB in all)\n", of(&T::download),
+             6 * 4 * r * b * rows / 1e6);
+  const double compute = of(&T::attention) + of(&T::outputs) + of(&T::ranks) + of(&T::overlap) +
+                         of(&T::curve) + of(&T::download);
+  fmt::print("  sum {:.3f} ms, without curves {:.3f} ms; x 256 = {:.2f} s\n", compute,
+             compute - of(&T::curve), compute * 0.256);
+  fmt::print("wall: load and exact {:.2f} ms, curves {:.2f} ms\n", load_wall, curves_wall);
+  std::vector<double> sum(prompt);
+  fmt::print("wall: prompt sums of all rows {:.3f} ms, removal squares {:.3f} ms\n",
+             wall([&] { loaded->add_prompt_sums(0, head.rows(), sum); }),
+             wall([&] { loaded->add_removal_squares(0, head.rows(), sum); }));
+  const auto few = head.queries.view().rows_from(0, std::min<std::size_t>(head.rows(), 256));
+  const std::span position(head.position.data(), few.rows);
+  fmt::print("wall: attend of {} rows and their sums {:.3f} ms\n", few.rows, wall([&] {
+               loaded->attend(few, position);
+               loaded->attended_sums(0, few.rows, sum);
+             }));
+  std::vector<std::vector<std::uint32_t>> own(
+      count, counts);  // counts of its own for each ranking, as adaptive policies have
+  for (std::size_t i = 0; i < count; ++i)
+    for (std::uint32_t& n : own[i]) n = std::max<std::uint32_t>(n, 64) - static_cast<std::uint32_t>(i);
+  for (std::size_t i = 0; i < count; ++i) rankings[i].counts = own[i];
+  std::vector<double> adaptive;
+  for (int i = 0; i < kRepeats; ++i) {
+    loaded->curves(rankings, false);
+    adaptive.push_back(cuda::timing_of(*device).overlap);
+  }
+  fmt::print("overlaps where every ranking has counts of its own {:.3f} ms\n", median(adaptive));
 }

@@ -1,0 +1,64 @@
+// Planning of what a run still has to do.
+#include <algorithm>
+
+#include "sim/cli/jobs.h"
+#include "sim/stepwise/stepwise_unit.h"
+
+namespace kvsim {
+namespace {
+
+/// Workers of a run: the streams of its GPUs, or one.
+std::size_t worker_count(const PreparedRun& run) { return std::max<std::size_t>(run.devices.size(), 1); }
+
+/// The stream with the least memory, for which every job is planned; null without GPUs.
+const Device* smallest_device(const PreparedRun& run) {
+  if (run.devices.empty()) return nullptr;
+  return std::min_element(run.devices.begin(), run.devices.end(), [](const auto& a, const auto& b) { return a->memory() < b->memory(); })->get();
+}
+
+}  // namespace
+
+void plan_job(const PreparedRun& run, Job& job) {
+  const TraceInfo& info = run.traces[job.unit.trace].info();
+  const std::vector<const Variant*> variants = run.pointers(job.variants);
+  const std::size_t hidden = info.layers[job.unit.layer_ordinal].hidden_size;
+  const std::uint64_t memory_limit = run.options.memory / worker_count(run);
+  const int threads = threads_of_worker(run);
+  if (!variants.empty() && variants.front()->stepwise) {
+    const LayerContext layer = make_layer_context(info, job.unit.layer_ordinal);
+    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
+    const StepwiseMemory memory = plan_stepwise_memory(layer, job.request, variants, job.budgets.size(), hidden, threads, memory_limit);
+    job.memory = {true, memory.step_chunk, variants.size(), memory.bytes};
+    return;
+  }
+  job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
+  job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), run.record.description.metrics, hidden,
+                           threads, memory_limit, smallest_device(run));
+}
+
+std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartInfo>& parts) {
+  const std::map<UnitId, std::vector<CellId>> missing = missing_cells(run.record, parts);
+  std::vector<Job> jobs;
+  for (const std::size_t u : units_of_shard(run.units, run.options.shard, run.options.shards)) {
+    const auto found = missing.find(run.units[u].id);
+    if (found == missing.end()) continue;
+    std::map<std::uint32_t, std::vector<std::uint32_t>> budgets_of_variant;
+    for (const CellId& cell : found->second) budgets_of_variant[cell.variant].push_back(cell.budget);
+    const std::size_t first = jobs.size();
+    for (const auto& [variant, budgets] : budgets_of_variant) {
+      const bool stepwise = run.variants[variant].stepwise != nullptr;
+      const auto same = std::find_if(jobs.begin() + static_cast<std::ptrdiff_t>(first), jobs.end(), [&, &wanted = budgets](const Job& job) {
+        return job.budgets == wanted && (run.variants[job.variants.front()].stepwise != nullptr) == stepwise;
+      });
+      if (same != jobs.end()) {
+        same->variants.push_back(variant);
+      } else {
+        jobs.push_back({run.units[u], {variant}, budgets, {}, {}});
+      }
+    }
+    for (std::size_t j = first; j < jobs.size(); ++j) plan_job(run, jobs[j]);
+  }
+  return jobs;
+}
+
+}  // namespace kvsim
