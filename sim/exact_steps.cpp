@@ -24,11 +24,13 @@ void for_tiles(std::size_t rows, std::size_t tile, const Task& task) {
 
 }  // namespace
 
-ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRange steps, bool with_ranks, Device* device)
+ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRange steps, bool with_ranks,
+                       Device* device)
     : steps_(steps), prompt_(layer.geometry.prompt), rows_(layer.geometry.group * steps.count) {
   const LayerGeometry& g = layer.geometry;
   const std::size_t recorded = block.query.rows() / g.group;
-  KVSIM_CHECK(recorded >= g.decode && steps.first + steps.count <= g.decode, "{} queries for {} steps", recorded, g.decode);
+  KVSIM_CHECK(recorded >= g.decode && steps.first + steps.count <= g.decode, "{} queries for {} steps",
+              recorded, g.decode);
 
   queries_ = Matrix<float>(rows_, g.key_dim);
   position_.resize(rows_);
@@ -46,7 +48,8 @@ ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRa
   if (device == nullptr) {
     compute(block, layer, with_ranks);
   } else {
-    device_head_ = device->load({block.key.view(), block.value.view(), queries_.view(), position_, prompt_, layer.rule, layer.stored, with_ranks});
+    device_head_ = device->load({block.key.view(), block.value.view(), queries_.view(), position_, prompt_,
+                                 layer.rule, layer.stored, with_ranks});
   }
 }
 
@@ -61,9 +64,11 @@ void ExactSteps::compute(const HeadBlock& block, const LayerContext& layer, bool
   for_tiles(rows_, kRowTile, [&](std::size_t begin, std::size_t end) {
     attention_weights(block.key.view(), queries_.view(), position_, layer.rule, begin, end, weights_.view());
     attention_outputs(weights_.view(), block.value.view(), 0, g.prompt, begin, end, prompt_output.view(), {});
-    attention_outputs(weights_.view(), block.value.view(), g.prompt, tokens, begin, end, tail_output_.view(), tail_weight_);
+    attention_outputs(weights_.view(), block.value.view(), g.prompt, tokens, begin, end, tail_output_.view(),
+                      tail_weight_);
     for (std::size_t c = 0; c < g.value_dim; ++c)
-      for (std::size_t row = begin; row < end; ++row) exact_(c, row) = prompt_output(c, row) + tail_output_(c, row);
+      for (std::size_t row = begin; row < end; ++row)
+        exact_(c, row) = prompt_output(c, row) + tail_output_(c, row);
   });
   if (!with_ranks) return;
   if (g.prompt <= kNarrowRanks) {
@@ -157,8 +162,8 @@ void ExactSteps::add_prompt_sums(std::size_t head, std::span<double> sum) const 
 std::size_t ExactSteps::bytes_needed(const LayerGeometry& g, std::size_t steps, bool with_ranks) {
   const std::size_t stride = round_up(g.group * steps, kRowPad);
   const std::size_t rank_bytes = !with_ranks ? 0 : g.prompt <= kNarrowRanks ? 2 : 4;
-  return stride * ((g.prompt + g.decode) * sizeof(float) + g.prompt * rank_bytes + 3 * g.value_dim * sizeof(float) +
-                   g.key_dim * sizeof(float));
+  return stride * ((g.prompt + g.decode) * sizeof(float) + g.prompt * rank_bytes +
+                   3 * g.value_dim * sizeof(float) + g.key_dim * sizeof(float));
 }
 
 }  // namespace kvsim

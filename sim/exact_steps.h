@@ -16,7 +16,8 @@
 
 namespace kvsim {
 
-/// Steps are handled in blocks of this many, so that sums have one order however the steps are cut into chunks.
+/// Steps are handled in blocks of this many, so that sums have one order however the steps are cut into
+/// chunks.
 inline constexpr std::size_t kStepBlock = 16;
 
 /// What the replay of a layer needs beside the tensors of a head.
@@ -42,9 +43,11 @@ struct StepRange {
 /// Rows are query head major: row = head_in_group * steps.count + (step - steps.first).
 class ExactSteps {
  public:
-  /// Threads share the work by row tiles; the result does not depend on them. `with_ranks` also orders every row. With a
-  /// device everything is computed and stays there, and what is asked for below is fetched; throws DeviceError then.
-  ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRange steps, bool with_ranks, Device* device = nullptr);
+  /// Threads share the work by row tiles; the result does not depend on them. `with_ranks` also orders every
+  /// row. With a device everything is computed and stays there, and what is asked for below is fetched;
+  /// throws DeviceError then.
+  ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRange steps, bool with_ranks,
+             Device* device = nullptr);
   /// The head where it was computed; null on the CPU.
   DeviceHead* on_device() const { return device_head_.get(); }
   /// To be held by whoever calls on_device()'s functions while others may ask for results too.

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/error.h"
+#include "sim/device_plan.h"
 
 namespace kvsim {
 namespace {
@@ -20,8 +21,8 @@ void narrow(std::span<const double> from, double factor, std::vector<float>& to)
 
 }  // namespace
 
-void unrotate(std::span<double> x, std::span<const float> inverse_frequency, RopeLayout layout, double scaling,
-              double position) {
+void unrotate(std::span<double> x, std::span<const float> inverse_frequency, RopeLayout layout,
+              double scaling, double position) {
   if (layout == RopeLayout::none) return;
   const std::size_t half = inverse_frequency.size();
   for (std::size_t i = 0; i < half; ++i) {
@@ -36,10 +37,16 @@ void unrotate(std::span<double> x, std::span<const float> inverse_frequency, Rop
   }
 }
 
-BlockFeatures::BlockFeatures(const HeadBlock& block, const LayerContext& layer, Rows decode_mean, std::uint32_t most_window,
-                             std::vector<std::uint32_t> budgets, const ExactSteps* exact, const ExactSteps* device)
-    : block_(block), layer_(layer), decode_mean_(std::move(decode_mean)), most_window_(most_window),
-      budgets_(std::move(budgets)), exact_(exact), device_(device) {
+BlockFeatures::BlockFeatures(const HeadBlock& block, const LayerContext& layer, Rows decode_mean,
+                             std::uint32_t most_window, std::vector<std::uint32_t> budgets,
+                             const ExactSteps* exact, const ExactSteps* device)
+    : block_(block),
+      layer_(layer),
+      decode_mean_(std::move(decode_mean)),
+      most_window_(most_window),
+      budgets_(std::move(budgets)),
+      exact_(exact),
+      device_(device) {
   KVSIM_CHECK(exact == nullptr || exact->steps().count == layer.geometry.decode, "{} of {} steps are held",
               exact == nullptr ? 0 : exact->steps().count, layer.geometry.decode);
 }
@@ -67,7 +74,8 @@ std::pair<Matrix<float>, std::vector<TokenIndex>> BlockFeatures::window_rows() c
   for (std::size_t h = 0; h < g.group; ++h) {
     for (std::size_t i = 0; i < window; ++i) {
       const std::size_t row = h * window + i;
-      std::copy_n(block_.query.row(h * (recorded + g.decode) + recorded - window + i), g.key_dim, queries.row(row));
+      std::copy_n(block_.query.row(h * (recorded + g.decode) + recorded - window + i), g.key_dim,
+                  queries.row(row));
       position[row] = static_cast<TokenIndex>(g.prompt - window + i);
     }
   }
@@ -136,14 +144,13 @@ std::vector<double> BlockFeatures::summed_prompt_attention(std::size_t h) const 
     });
     return total;
   }
-  constexpr std::size_t kRows = 512;
   const MatrixView<const float> all = prompt_queries(h);
   std::vector<TokenIndex> position(prompt);
   std::iota(position.begin(), position.end(), TokenIndex{0});
   const std::unique_lock lock = device_->lock_device();
   window_attended_ = false;
-  for (std::size_t begin = 0; begin < prompt; begin += kRows) {
-    const std::size_t count = std::min(prompt - begin, kRows);
+  for (std::size_t begin = 0; begin < prompt; begin += kPromptQueryRows) {
+    const std::size_t count = std::min(prompt - begin, kPromptQueryRows);
     device_->on_device()->attend(all.rows_from(begin, count), std::span(position).subspan(begin, count));
     device_->on_device()->attended_sums(0, count, part);
     for (std::size_t i = 0; i < prompt; ++i) total[i] += part[i];
@@ -155,7 +162,8 @@ void BlockFeatures::compute_attention_sum() const {
   const LayerGeometry& g = layer_.geometry;
   Rows sums(g.group);
   if (const auto recorded = block_.attention_stats.find("sum"); recorded != block_.attention_stats.end()) {
-    for (std::size_t h = 0; h < g.group; ++h) sums[h].assign(recorded->second.row(h), recorded->second.row(h) + g.prompt);
+    for (std::size_t h = 0; h < g.group; ++h)
+      sums[h].assign(recorded->second.row(h), recorded->second.row(h) + g.prompt);
   } else {
     for (std::size_t h = 0; h < g.group; ++h) narrow(summed_prompt_attention(h), 1.0, sums[h]);
   }
@@ -164,7 +172,8 @@ void BlockFeatures::compute_attention_sum() const {
     attention_mean_[h].resize(g.prompt);
     for (std::size_t i = 0; i < g.prompt; ++i) {
       const std::size_t behind = g.prompt - i;
-      const std::size_t seen_by = layer_.rule.window == 0 ? behind : std::min<std::size_t>(behind, layer_.rule.window);
+      const std::size_t seen_by =
+          layer_.rule.window == 0 ? behind : std::min<std::size_t>(behind, layer_.rule.window);
       attention_mean_[h][i] = sums[h][i] / static_cast<float>(seen_by);
     }
   }
@@ -227,7 +236,8 @@ QueryStats BlockFeatures::query_stats(std::size_t query_head) const {
   if (!recorded && query_mean_.empty()) compute_query_stats();
   const Matrix<float>& mean = recorded ? block_.query_mean : query_mean_;
   const Matrix<float>& covariance = recorded ? block_.query_covariance : query_covariance_;
-  return {{mean.row(query_head), d}, covariance.view().rows_from(query_head * d, d),
+  return {{mean.row(query_head), d},
+          covariance.view().rows_from(query_head * d, d),
           recorded ? block_.query_stats_sinks : stats_sinks_};
 }
 

@@ -8,7 +8,6 @@
 #include <limits>
 
 #include "policies/recipe.h"
-#include "sim/score_truth.h"
 #include "sim/unit_replay.h"
 
 namespace kvsim {
@@ -59,10 +58,7 @@ void UnitReplay::compute_oracle(std::size_t kv) {
     oracle.of_query_head.emplace_back(mean);
     oracle.decode_mean.push_back(std::move(mean));
   }
-  for (const std::vector<double>& squares : removal) {
-    std::vector<float>& cost = oracle.removal_cost.emplace_back(g_.prompt);
-    for (std::size_t i = 0; i < g_.prompt; ++i) cost[i] = static_cast<float>(std::sqrt(squares[i]));
-  }
+  if (!removal.empty()) oracle.removal_costs.emplace(removal, has_query_units_);
 }
 
 void UnitReplay::make_features(std::size_t kv) {
@@ -112,15 +108,16 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
     } else {
       input.hindsight.units.clear();
     }
-    if (judges_scores() && !policy.traits().step_order)
-      for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
-        state.score_truth.push_back(score_truth(input.scores, kv, oracles_[kv].removal_cost));
     std::vector<std::vector<float>> own;
     if (policy.traits().model_wide) {
       if (settings_.summaries.empty()) own = own_summary(policy, input.scores);
       input.summaries = settings_.summaries.empty() ? own : settings_.summaries[v]->layers;
     }
     state.selection = select_layer(policy, g_, std::move(input), settings_.budgets);
+    if (judges_scores() && !policy.traits().step_order)
+      for (std::size_t kv = 0; kv < g_.kv_heads; ++kv)
+        state.score_truth.push_back(score_truth(state.selection.ranking, kv, *oracles_[kv].removal_costs));
+    state.selection.ranking = LayerRanking();
     state.scores = LayerScores();
     state.hindsight_scores = LayerScores();
     state.measures.resize(g_.kv_heads);

@@ -38,9 +38,6 @@ struct ModelSummaries {
   std::string failure;                     // why the variant failed on one of them, else empty
 };
 
-/// Rankings of `counts` budgets that one call of a device measures, bounded by the memory for their results.
-std::size_t rankings_per_call(const LayerGeometry& geometry, std::size_t steps, std::size_t counts, bool deltas);
-
 /// What is measured on a unit.
 struct UnitSettings {
   std::vector<const Variant*> variants;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 
+#include "sim/device_plan.h"
 #include "sim/unit_replay.h"
 
 namespace kvsim {
@@ -10,7 +11,8 @@ void UnitReplay::measure_variant(std::size_t v, std::size_t kv, const ExactSteps
   for (const LayerSelection& part : states_[v].selection.parts) measure_part(v, kv, exact, part, nullptr);
 }
 
-void UnitReplay::measure_part(std::size_t v, std::size_t kv, const ExactSteps& exact, const LayerSelection& part, const DeviceRows* device) {
+void UnitReplay::measure_part(std::size_t v, std::size_t kv, const ExactSteps& exact,
+                              const LayerSelection& part, const DeviceRows* device) {
   VariantState& state = states_[v];
   const HeadView view{heads_[kv].block, layer_, exact};
   const Policy& policy = *settings_.variants[v]->policy;
@@ -21,11 +23,14 @@ void UnitReplay::measure_part(std::size_t v, std::size_t kv, const ExactSteps& e
                 transform ? &*transform : nullptr, device);
   if (responds()) {
     for (std::size_t b = 0; b < part.budgets.size(); ++b)
-      state.response.add(part.budgets[b], delta.of(b, g_.value_dim), view.block.sensitivity.view(), g_.group, exact.steps());
+      state.response.add(part.budgets[b], delta.of(b, g_.value_dim), view.block.sensitivity.view(), g_.group,
+                         exact.steps());
   }
   if (measures_layer())
-    state.projected.add(delta, part.budgets, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim, exact.steps());
-  if (measures_relative()) state.sketched.add(delta, part.budgets, heads_[kv].sketch.view(), g_.group, g_.value_dim, exact.steps());
+    state.projected.add(delta, part.budgets, heads_[kv].block.output_proj.view(), g_.group, g_.value_dim,
+                        exact.steps());
+  if (measures_relative())
+    state.sketched.add(delta, part.budgets, heads_[kv].sketch.view(), g_.group, g_.value_dim, exact.steps());
 }
 
 /// Parts of variants that one call of the device measures, in the variants' order.
@@ -39,7 +44,8 @@ struct UnitReplay::DeviceBatch {
   std::vector<Matrix<std::uint32_t>> limits;
 };
 
-void UnitReplay::take_batch(DeviceBatch& batch, std::size_t kv, const ExactSteps& exact, const CurveResults& results) {
+void UnitReplay::take_batch(DeviceBatch& batch, std::size_t kv, const ExactSteps& exact,
+                            const CurveResults& results) {
   // A variant's parts add to the same sums, so a variant is one task.
   std::vector<std::size_t> begin;
   for (std::size_t i = 0; i < batch.parts.size(); ++i)
@@ -56,11 +62,13 @@ void UnitReplay::take_batch(DeviceBatch& batch, std::size_t kv, const ExactSteps
   batch = DeviceBatch();
 }
 
-void UnitReplay::measure_on_device(std::size_t first, std::size_t last, std::size_t kv, const ExactSteps& exact) {
+void UnitReplay::measure_on_device(std::size_t first, std::size_t last, std::size_t kv,
+                                   const ExactSteps& exact) {
   const HeadView view{heads_[kv].block, layer_, exact};
   DeviceBatch batch;
   const auto flush = [&] {
-    if (!batch.parts.empty()) take_batch(batch, kv, exact, exact.on_device()->curves(batch.rankings, reads_deltas()));
+    if (!batch.parts.empty())
+      take_batch(batch, kv, exact, exact.on_device()->curves(batch.rankings, reads_deltas()));
   };
   for (std::size_t v = first; v < last; ++v) {
     if (states_[v].failed) continue;
@@ -75,10 +83,12 @@ void UnitReplay::measure_on_device(std::size_t first, std::size_t last, std::siz
         continue;
       }
       if (!batch.parts.empty() && (batch.rankings.front().counts.size() != counts ||
-                                   batch.rankings.size() + units > rankings_per_call(g_, exact.steps().count, counts, reads_deltas())))
+                                   batch.rankings.size() + units >
+                                       rankings_per_call(g_, exact.steps().count, counts, reads_deltas())))
         flush();
       batch.parts.push_back({v, batch.rankings.size(), &part});
-      for (const Ranking& ranking : device_rankings(view, part, batch.limits)) batch.rankings.push_back(ranking);
+      for (const Ranking& ranking : device_rankings(view, part, batch.limits))
+        batch.rankings.push_back(ranking);
     }
   }
   flush();
@@ -113,11 +123,12 @@ void UnitReplay::measure_held(std::size_t first, std::size_t last) {
     });
     return;
   }
-  const std::vector<std::exception_ptr> errors = run_on_all_threads((last - first) * g_.kv_heads, [&](std::size_t i) {
-    const std::size_t v = first + i / g_.kv_heads;
-    const std::size_t kv = i % g_.kv_heads;
-    if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
-  });
+  const std::vector<std::exception_ptr> errors =
+      run_on_all_threads((last - first) * g_.kv_heads, [&](std::size_t i) {
+        const std::size_t v = first + i / g_.kv_heads;
+        const std::size_t kv = i % g_.kv_heads;
+        if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
+      });
   for (std::size_t i = 0; i < errors.size(); ++i)
     if (errors[i]) fail(first + i / g_.kv_heads, errors[i]);
 }

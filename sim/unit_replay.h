@@ -15,6 +15,7 @@
 #include "sim/predicted_kl.h"
 #include "sim/projection.h"
 #include "sim/sampled_response.h"
+#include "sim/score_truth.h"
 #include "sim/tasks.h"
 #include "sim/unit.h"
 
@@ -35,7 +36,7 @@ struct HeadOracle {
   std::vector<std::vector<float>> decode_mean;  // [group][T]
   std::vector<OracleOrder> of_query_head;
   std::optional<OracleOrder> of_kv_head;
-  std::vector<std::vector<float>> removal_cost;  // [group][T], where score_truth is measured
+  std::optional<RemovalCosts> removal_costs;      // where score_truth is measured
 };
 
 /// What is collected of one variant.
@@ -65,6 +66,7 @@ class UnitReplay {
         oracles_(g_.kv_heads), states_(settings.variants.size()) {
     for (const Variant* variant : settings.variants) {
       if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
+      has_query_units_ |= variant->policy->unit() == Unit::query;
     }
     for (const BudgetPoint& budget : settings.budgets) budget_tokens_.push_back(budget.tokens);
   }
@@ -130,6 +132,7 @@ class UnitReplay {
   std::vector<HeadOracle> oracles_;
   std::vector<VariantState> states_;
   std::uint32_t most_window_ = 0;
+  bool has_query_units_ = false;  // whether a variant selects for every query head
   std::vector<std::uint32_t> budget_tokens_;
   std::size_t heads_hidden_ = 0, samples_ = 0;
   Matrix<float> exact_projection_;  // [hidden, steps]

@@ -6,6 +6,7 @@
 
 #include "kernels/error.h"
 #include "policies/reads_means.h"
+#include "sim/device_plan.h"
 #include "sim/predicted_kl.h"
 #include "sim/projection.h"
 #include "sim/transformed.h"
@@ -37,7 +38,8 @@ LayerContext make_layer_context(const TraceInfo& trace, std::size_t layer_ordina
   g.softmax_scale = layer.softmax_scale;
   g.sliding_window = layer.sliding_window;
   g.trace_digest = trace.digest_key;
-  for (const LookaheadInfo& pass : trace.lookaheads) g.lookaheads.push_back({pass.name, pass.capacity, pass.tokens});
+  for (const LookaheadInfo& pass : trace.lookaheads)
+    g.lookaheads.push_back({pass.name, pass.capacity, pass.tokens});
   g.second_pass = trace.second_pass;
   context.rule = {layer.softmax_scale, layer.logit_softcap, layer.sliding_window};
   context.inverse_frequency = layer.inverse_frequency;
@@ -58,20 +60,24 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
   const bool all_queries = prompt_queries >= trace.prompt_len;
   const Need needs = policy.needs();
   const auto without = [&](std::string_view what, std::string_view how) {
-    return fmt::format("needs {}, which layer {} of {} lacks: record with {}", what, layer.index, trace.path, how);
+    return fmt::format("needs {}, which layer {} of {} lacks: record with {}", what, layer.index, trace.path,
+                       how);
   };
   if (has(needs, Need::window_queries) && policy.window() >= trace.prompt_len)
-    return fmt::format("needs a prompt of more than {} tokens, that of {} has {}: choose a smaller window", policy.window(), trace.path,
-                       trace.prompt_len);
+    return fmt::format("needs a prompt of more than {} tokens, that of {} has {}: choose a smaller window",
+                       policy.window(), trace.path, trace.prompt_len);
   if (has(needs, Need::window_queries) && policy.window() > prompt_queries) {
-    return fmt::format("needs the last {} prompt queries, layer {} of {} holds {}: record with --queries window:{}",
-                       policy.window(), layer.index, trace.path, prompt_queries, policy.window());
+    return fmt::format(
+        "needs the last {} prompt queries, layer {} of {} holds {}: record with --queries window:{}",
+        policy.window(), layer.index, trace.path, prompt_queries, policy.window());
   }
-  const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") != layer.attention_stats.end();
+  const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") !=
+                       layer.attention_stats.end();
   if (has(needs, Need::prompt_attention) && !has_sum && !all_queries)
     return without("the attention of all prompt queries", "--stats or --queries all");
   if (has(needs, Need::query_stats) && !layer.has_query_stats && !all_queries)
-    return without("statistics of the prompt's queries before the rotary embedding", "--stats or --queries all");
+    return without("statistics of the prompt's queries before the rotary embedding",
+                   "--stats or --queries all");
   if (has(needs, Need::all_queries) && !all_queries) return without("all prompt queries", "--queries all");
   if (has(needs, Need::output_projection) && !layer.has_output_proj)
     return without("the output projection", "--output-proj");
@@ -85,15 +91,17 @@ std::string missing_need(const Policy& policy, const TraceInfo& trace, const Lay
 BlockRequest metrics_request(const LayerInfo& layer, std::span<const std::string> metrics) {
   BlockRequest request;
   const bool norms = needs_norms(metrics) && !layer.residual_norm.empty();
-  request.output_proj = layer.has_output_proj && (norms || !metrics_of_level(metrics, MetricInfo::Level::layer).empty());
+  request.output_proj =
+      layer.has_output_proj && (norms || !metrics_of_level(metrics, MetricInfo::Level::layer).empty());
   if (needs_responses(metrics)) request.sensitivity_samples = layer.sensitivity_samples;
   return request;
 }
 
-BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace, const LayerInfo& layer,
-                           std::span<const std::string> metrics) {
+BlockRequest block_request(std::span<const Variant* const> variants, const TraceInfo& trace,
+                           const LayerInfo& layer, std::span<const std::string> metrics) {
   BlockRequest request = metrics_request(layer, metrics);
-  const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") != layer.attention_stats.end();
+  const bool has_sum = std::find(layer.attention_stats.begin(), layer.attention_stats.end(), "sum") !=
+                       layer.attention_stats.end();
   for (const Variant* variant : variants) {
     if (!missing_need(*variant->policy, trace, layer).empty()) continue;
     const Need needs = variant->policy->needs();
@@ -120,8 +128,8 @@ namespace {
 /// The parts of a unit's memory.
 struct Sizes {
   std::uint64_t block = 0, raw = 0, score = 0, projection = 0, task = 0, heads = 0;
-  std::uint64_t guesses = 0;         // attention of windows and pseudo queries
-  std::uint64_t future = 0;          // attention of the true decode queries, where a score asks for their rows
+  std::uint64_t guesses = 0;  // attention of windows and pseudo queries
+  std::uint64_t future = 0;   // attention of the true decode queries, where a score asks for their rows
   std::uint64_t future_outputs = 0;  // and their outputs
   std::uint64_t most_units = 1;      // per KV head
   bool transforms = false;           // some variant looks at the features again while it is measured
@@ -154,8 +162,9 @@ std::uint64_t guess_bytes(const LayerGeometry& g, const BlockRequest& request) {
   return g.prompt * columns * sizeof(float);
 }
 
-Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                 std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden) {
+Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request,
+                 std::span<const Variant* const> variants, std::size_t budgets,
+                 std::span<const std::string> metrics, std::size_t hidden) {
   const LayerGeometry& g = layer.geometry;
   const std::uint64_t tokens = g.prompt + g.decode;
   Sizes sizes;
@@ -176,9 +185,11 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
     sizes.future = tokens * rows * sizeof(float);
     sizes.future_outputs = 2 * rows * g.value_dim * sizeof(float);  // as computed, and row by row
   }
-  // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is held twice.
+  // Scores, order, and the hindsight order, each four bytes a token; an order of its own at every budget is
+  // held twice.
   sizes.score = most_units * g.prompt * (3 + 2 * orders) * sizeof(float);
-  // Errors of a variant after the projection, what stands for their norms, and responses of samples, from selection to result.
+  // Errors of a variant after the projection, what stands for their norms, and responses of samples, from
+  // selection to result.
   if (request.output_proj && !metrics_of_level(metrics, MetricInfo::Level::layer).empty())
     sizes.projection += ProjectedError::bytes_needed(budgets, hidden, g.decode);
   if (request.output_proj && needs_norms(metrics)) {
@@ -186,76 +197,40 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request, std::sp
     sizes.block += g.group * g.value_dim * std::min(hidden, kSketch) * sizeof(float);
   }
   sizes.projection += SampledResponse::bytes_needed(budgets, request.sensitivity_samples, g.decode);
-  sizes.task = budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
-               (request.output_proj || request.sensitivity_samples > 0 ? budgets * rows * g.value_dim * sizeof(float) : 0);
+  sizes.task =
+      budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
+      (request.output_proj || request.sensitivity_samples > 0 ? budgets * rows * g.value_dim * sizeof(float)
+                                                              : 0);
   // Changed keys and values of one unit, made in double, and the logits of a tile of rows.
-  if (sizes.transforms) sizes.task += 4 * g.prompt * (g.key_dim + g.value_dim) * sizeof(float) + tokens * kTransformedTile * sizeof(double);
+  if (sizes.transforms)
+    sizes.task +=
+        4 * g.prompt * (g.key_dim + g.value_dim) * sizeof(float) + tokens * kTransformedTile * sizeof(double);
   sizes.heads = g.kv_heads * g.group * g.prompt * 2 * sizeof(float);
   return sizes;
 }
 
-/// Values of one ranking, budget and row that a device hands back: error, recall, agreement and needed sets.
-constexpr std::size_t kDeviceValues = 3 + kMassFractions.size();
-
 /// Whether the metrics need the error vectors themselves.
 bool asks_for_deltas(const BlockRequest& request, std::span<const std::string> metrics) {
   return request.sensitivity_samples > 0 ||
-         (request.output_proj && (!metrics_of_level(metrics, MetricInfo::Level::layer).empty() || needs_norms(metrics)));
+         (request.output_proj &&
+          (!metrics_of_level(metrics, MetricInfo::Level::layer).empty() || needs_norms(metrics)));
 }
-
-/// How a unit's heads fit onto a device, all steps or a range of them at a time.
-class DevicePlan {
- public:
-  DevicePlan(const Device& device, const LayerGeometry& g, const BlockRequest& request, std::size_t variants, std::size_t most_units,
-             std::size_t budgets, bool deltas)
-      : device_(device), g_(g), budgets_(std::max<std::size_t>(budgets, 1)), rankings_(std::max<std::size_t>(variants * most_units, 1)), deltas_(deltas) {
-    constexpr std::size_t kPromptRows = 512;  // of a tile of prompt queries
-    attended_ = g.group * request.prompt_queries;
-    if (request.all_queries) attended_ = std::max(attended_, kPromptRows);
-    if (request.lookahead)
-      for (const LookaheadPass& pass : g.lookaheads) attended_ = std::max(attended_, g.group * pass.queries);
-  }
-  bool fits(std::size_t heads, std::size_t steps) const { return bytes(heads, steps) <= device_.memory(); }
-  std::uint64_t bytes(std::size_t heads, std::size_t steps) const {
-    const DeviceShape shape = this->shape(steps);
-    return heads * device_.head_bytes(shape) + device_.work_bytes(shape);
-  }
-  std::uint64_t memory() const { return device_.memory(); }
-  /// Results of a call, on the host.
-  std::uint64_t host_bytes(std::size_t steps) const {
-    const DeviceShape shape = this->shape(steps);
-    return shape.rankings * shape.counts * round_up(shape.rows, kRowPad) * (kDeviceValues + (deltas_ ? g_.value_dim : 0)) * sizeof(float);
-  }
-
- private:
-  DeviceShape shape(std::size_t steps) const {
-    const std::size_t in_call = std::min(rankings_, std::max(rankings_per_call(g_, steps, budgets_, deltas_), g_.group));
-    return {g_.prompt, g_.decode, g_.group * steps, g_.key_dim, g_.value_dim, attended_, in_call, budgets_, deltas_};
-  }
-  const Device& device_;
-  const LayerGeometry& g_;
-  std::size_t budgets_, rankings_, attended_ = 0;
-  bool deltas_;
-};
 
 }  // namespace
 
-std::size_t rankings_per_call(const LayerGeometry& g, std::size_t steps, std::size_t counts, bool deltas) {
-  constexpr std::size_t kResults = 256u << 20;
-  const std::size_t one = counts * round_up(g.group * steps, kRowPad) * (kDeviceValues + (deltas ? g.value_dim : 0)) * sizeof(float);
-  return std::max<std::size_t>(1, kResults / std::max<std::size_t>(one, 1));
-}
-
-UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, std::span<const Variant* const> variants,
-                       std::size_t budgets, std::span<const std::string> metrics, std::size_t hidden, int threads, std::uint64_t limit,
-                       const Device* device) {
+UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request,
+                       std::span<const Variant* const> variants, std::size_t budgets,
+                       std::span<const std::string> metrics, std::size_t hidden, int threads,
+                       std::uint64_t limit, const Device* device) {
   const LayerGeometry& g = layer.geometry;
   const Sizes sizes = unit_sizes(layer, request, variants, budgets, metrics, hidden);
   // The program itself, results of finished units, and what the allocator keeps back.
   constexpr std::uint64_t kBase = 96ull << 20;
   const auto n = static_cast<std::uint64_t>(threads);
   std::optional<DevicePlan> on_device;
-  if (device != nullptr) on_device.emplace(*device, g, request, variants.size(), sizes.most_units, budgets, asks_for_deltas(request, metrics));
+  if (device != nullptr)
+    on_device.emplace(*device, g, request, variants.size() * sizes.most_units, budgets,
+                      asks_for_deltas(request, metrics));
   const auto steps_bytes = [&](std::size_t steps) -> std::uint64_t {
     if (!on_device) return ExactSteps::bytes_needed(g, steps, true);
     // Weights come to the host only where a score asks for them.
@@ -266,29 +241,40 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request, s
   memory.variant_batch = std::max<std::size_t>(variants.size(), 1);
   // Held: the layer's heads with their weights, those of the future among them, and two blocks read ahead.
   const std::uint64_t head = sizes.block + steps_bytes(g.decode) + sizes.guesses + sizes.future_outputs;
-  memory.bytes = kBase + g.kv_heads * head + 2 * sizes.block + sizes.raw + variants.size() * (sizes.score + sizes.projection) +
-                 n * sizes.task + sizes.heads + (on_device ? on_device->host_bytes(g.decode) : 0);
+  memory.bytes = kBase + g.kv_heads * head + 2 * sizes.block + sizes.raw +
+                 variants.size() * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads +
+                 (on_device ? on_device->host_bytes(g.decode) : 0);
   if (memory.bytes <= limit && (!on_device || on_device->fits(g.kv_heads, g.decode))) return memory;
   memory.hold = false;
   const auto need = [&](std::size_t chunk, std::size_t batch) {
     const std::uint64_t scoring = sizes.guesses + sizes.future + sizes.future_outputs;
     const std::uint64_t measuring = steps_bytes(chunk) + (sizes.transforms ? sizes.guesses : 0);
     return kBase + 2 * sizes.block + sizes.raw + std::max(scoring, measuring) +
-           batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads + (on_device ? on_device->host_bytes(chunk) : 0);
+           batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads +
+           (on_device ? on_device->host_bytes(chunk) : 0);
   };
-  // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself: halve the larger cost first.
+  // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself:
+  // halve the larger cost first.
   const std::size_t whole = round_up(std::max<std::size_t>(g.decode, 1), kStepBlock);
   memory.step_chunk = whole;
-  const auto fits = [&](std::size_t chunk) { return need(chunk, 1) <= limit && (!on_device || on_device->fits(1, chunk)); };
-  while (!fits(memory.step_chunk) && memory.step_chunk > kStepBlock) memory.step_chunk = round_up(memory.step_chunk / 2, kStepBlock);
+  const auto fits = [&](std::size_t chunk) {
+    return need(chunk, 1) <= limit && (!on_device || on_device->fits(1, chunk));
+  };
+  while (!fits(memory.step_chunk) && memory.step_chunk > kStepBlock)
+    memory.step_chunk = round_up(memory.step_chunk / 2, kStepBlock);
   if (on_device && !on_device->fits(1, memory.step_chunk))
-    throw UserError("the device has {} MiB for layer {} (prompt {}, {} query heads per KV head), which needs {} MiB: free some of it, or use --device cpu",
-                    on_device->memory() >> 20, g.layer, g.prompt, g.group, (on_device->bytes(1, memory.step_chunk) >> 20) + 1);
+    throw UserError(
+        "the device has {} MiB for layer {} (prompt {}, {} query heads per KV head), which needs {} MiB: "
+        "free some of it, or use --device cpu",
+        on_device->memory() >> 20, g.layer, g.prompt, g.group,
+        (on_device->bytes(1, memory.step_chunk) >> 20) + 1);
   const std::uint64_t least = need(memory.step_chunk, 1);
   if (least > limit)
-    throw UserError("--memory {} MiB is too little: layer {} (prompt {}, {} query heads per KV head) needs {} MiB", limit >> 20,
-                    g.layer, g.prompt, g.group, (least >> 20) + 1);
-  while (need(memory.step_chunk, memory.variant_batch) > limit) memory.variant_batch = (memory.variant_batch + 1) / 2;
+    throw UserError(
+        "--memory {} MiB is too little: layer {} (prompt {}, {} query heads per KV head) needs {} MiB",
+        limit >> 20, g.layer, g.prompt, g.group, (least >> 20) + 1);
+  while (need(memory.step_chunk, memory.variant_batch) > limit)
+    memory.variant_batch = (memory.variant_batch + 1) / 2;
   memory.bytes = need(memory.step_chunk, memory.variant_batch);
   return memory;
 }

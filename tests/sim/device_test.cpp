@@ -1,5 +1,5 @@
-// A unit replayed through the interface of a device gives what the CPU gives: here the device computes with the CPU's own kernels,
-// so that every bit must be the same.
+// A unit replayed through the interface of a device gives what the CPU gives: here the device computes with
+// the CPU's own kernels, so that every bit must be the same.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -29,14 +29,19 @@ const std::vector<std::string> kSpecs{"full",
 /// Every number of a result as bits, with a name.
 std::vector<std::pair<std::string, std::uint64_t>> bits_of(const UnitResult& result) {
   std::vector<std::pair<std::string, std::uint64_t>> bits;
-  const auto add = [&](std::string name, double value) { bits.emplace_back(std::move(name), std::isnan(value) ? ~0ull : std::bit_cast<std::uint64_t>(value)); };
+  const auto add = [&](std::string name, double value) {
+    bits.emplace_back(std::move(name), std::isnan(value) ? ~0ull : std::bit_cast<std::uint64_t>(value));
+  };
   for (const ResultRow& row : result.rows) {
-    const std::string place = fmt::format("variant {} budget {} head {}", row.variant, row.budget, row.kv_head);
+    const std::string place =
+        fmt::format("variant {} budget {} head {}", row.variant, row.budget, row.kv_head);
     add(place + " resident", row.resident_tokens);
-    for (std::size_t m = 0; m < row.values.size(); ++m) add(fmt::format("{} metric {}", place, m), row.values[m]);
+    for (std::size_t m = 0; m < row.values.size(); ++m)
+      add(fmt::format("{} metric {}", place, m), row.values[m]);
   }
   for (const LayerRow& row : result.layer_rows)
-    for (const double value : row.values) add(fmt::format("layer row, variant {} budget {}", row.variant, row.budget), value);
+    for (const double value : row.values)
+      add(fmt::format("layer row, variant {} budget {}", row.variant, row.budget), value);
   for (const LayerEffect& effect : result.effects) {
     for (const float value : effect.response) add("response", static_cast<double>(value));
     for (const float value : effect.projected) add("projected", static_cast<double>(value));
@@ -55,19 +60,22 @@ void expect_equal(const UnitResult& device, const UnitResult& cpu) {
 }
 
 std::vector<Shape> shapes() {
-  Shape windowed{.window = 50}, capped{.softcap = 6}, projected{.hidden = 24, .samples = 2}, harsh{.sharpness = 30};
+  Shape windowed{.window = 50}, capped{.softcap = 6}, projected{.hidden = 24, .samples = 2},
+      harsh{.sharpness = 30};
   return {{}, windowed, capped, projected, {.lookahead = 4}, harsh};
 }
 
 std::vector<std::string> specs_for(const Shape& shape) {
   std::vector<std::string> specs = kSpecs;
-  if (shape.lookahead == 0) std::erase_if(specs, [](const std::string& spec) { return spec.starts_with("laq"); });
+  if (shape.lookahead == 0)
+    std::erase_if(specs, [](const std::string& spec) { return spec.starts_with("laq"); });
   return specs;
 }
 
 TEST(DeviceReplay, GivesWhatTheCpuGives) {
   for (const Shape& shape : shapes()) {
-    SCOPED_TRACE(fmt::format("window {} softcap {} hidden {} lookahead {}", shape.window, shape.softcap, shape.hidden, shape.lookahead));
+    SCOPED_TRACE(fmt::format("window {} softcap {} hidden {} lookahead {}", shape.window, shape.softcap,
+                             shape.hidden, shape.lookahead));
     Sweep cpu(specs_for(shape), {8, 40, 90, 120}), device(specs_for(shape), {8, 40, 90, 120});
     HostDevice host;
     device.settings.device = &host;
@@ -96,7 +104,8 @@ UnitMemory plan(std::size_t memory, const Shape& shape) {
   const HostDevice device(memory, 1024);
   BlockRequest request;
   request.prompt_queries = 16;
-  return plan_memory(make_layer(shape), request, sweep.settings.variants, 2, sweep.settings.metrics, 0, 1, std::uint64_t{1} << 34, &device);
+  return plan_memory(make_layer(shape), request, sweep.settings.variants, 2, sweep.settings.metrics, 0, 1,
+                     std::uint64_t{1} << 34, &device);
 }
 
 TEST(DevicePlan, SplitsAUnitThatDoesNotFit) {

@@ -1,4 +1,5 @@
-// A device that is the CPU itself: what crosses the interface of kernels/backend.h must be all that a replay needs.
+// A device that is the CPU itself: what crosses the interface of kernels/backend.h must be all that a replay
+// needs.
 #pragma once
 
 #include <array>
@@ -22,8 +23,13 @@ Matrix<T> copy_of(MatrixView<const T> from, std::size_t pad = 1) {
 class HostHead final : public DeviceHead {
  public:
   explicit HostHead(const HeadInput& in)
-      : keys_(copy_of(in.keys)), values_(copy_of(in.values)), queries_(copy_of(in.queries)), position_(in.position.begin(), in.position.end()),
-        prompt_(in.prompt), rule_(in.rule), ranked_(in.ranks) {
+      : keys_(copy_of(in.keys)),
+        values_(copy_of(in.values)),
+        queries_(copy_of(in.queries)),
+        position_(in.position.begin(), in.position.end()),
+        prompt_(in.prompt),
+        rule_(in.rule),
+        ranked_(in.ranks) {
     const std::size_t rows = queries_.rows(), tokens = keys_.rows(), dv = values_.cols();
     weights_ = Matrix<float>(tokens, rows, kRowPad);
     Matrix<float> prompt_output(dv, rows, kRowPad);
@@ -35,7 +41,8 @@ class HostHead final : public DeviceHead {
     attention_outputs(weights_.view(), values_.view(), prompt_, tokens, 0, rows, tail_.view(), tail_weight_);
     results_.output = Matrix<float>(rows, dv);
     for (std::size_t c = 0; c < dv; ++c)
-      for (std::size_t row = 0; row < rows; ++row) results_.output(row, c) = exact_(c, row) = prompt_output(c, row) + tail_(c, row);
+      for (std::size_t row = 0; row < rows; ++row)
+        results_.output(row, c) = exact_(c, row) = prompt_output(c, row) + tail_(c, row);
     if (!ranked_) return;
     ranks_ = Matrix<std::uint32_t>(prompt_, rows, kRowPad);
     RankOutput<std::uint32_t> out{ranks_.view(), {}, {}};
@@ -55,34 +62,46 @@ class HostHead final : public DeviceHead {
     CurveResults out = prepare(rankings.size(), rankings.front().counts.size(), deltas);
     for (std::size_t r = 0; r < rankings.size(); ++r) {
       const Ranking& ranking = rankings[r];
-      KVSIM_CHECK(ranking.counts.size() == out.counts, "{} counts instead of {}", ranking.counts.size(), out.counts);
+      KVSIM_CHECK(ranking.counts.size() == out.counts, "{} counts instead of {}", ranking.counts.size(),
+                  out.counts);
       const std::size_t begin = ranking.row_begin / kRowPad * kRowPad, end = ranking.row_end;
       CurveInput in = input();
       in.order = ranking.order;
       in.counts = ranking.counts;
       Matrix<float> error(out.counts, end - begin, kRowPad), recall(out.counts, end - begin, kRowPad);
       Matrix<float> delta(deltas ? out.counts * out.value_dim : 0, out.stride);
-      curve_pass(in, begin, end, {error.view(), recall.view(), deltas ? delta.data() : nullptr, out.value_dim * out.stride});
+      curve_pass(in, begin, end,
+                 {error.view(), recall.view(), deltas ? delta.data() : nullptr, out.value_dim * out.stride});
       std::array<Matrix<std::uint32_t>, 1 + kMassFractions.size()> counted;
       std::vector<OverlapQuery> queries;
       Matrix<std::uint32_t> limits(out.counts, queries_.rows(), kRowPad);
-      for (std::size_t b = 0; b < out.counts; ++b) std::fill_n(limits.row(b), limits.stride(), ranking.counts[b]);
-      const auto needed = [&](std::size_t c) { return std::span<const std::uint32_t>(results_.needed_prompt[c]); };
+      for (std::size_t b = 0; b < out.counts; ++b)
+        std::fill_n(limits.row(b), limits.stride(), ranking.counts[b]);
+      const auto needed = [&](std::size_t c) {
+        return std::span<const std::uint32_t>(results_.needed_prompt[c]);
+      };
       for (std::size_t c = 0; c < counted.size(); ++c) {
         counted[c] = Matrix<std::uint32_t>(out.counts, end - begin, kRowPad);
-        const MatrixView<const std::uint32_t> own = ranking.limits.empty() ? MatrixView<const std::uint32_t>(limits.view()) : ranking.limits;
-        queries.push_back({c == 0 ? own : MatrixView<const std::uint32_t>{needed(c - 1).data(), 1, needed(c - 1).size(), needed(c - 1).size()},
+        const MatrixView<const std::uint32_t> own =
+            ranking.limits.empty() ? MatrixView<const std::uint32_t>(limits.view()) : ranking.limits;
+        queries.push_back({c == 0
+                               ? own
+                               : MatrixView<const std::uint32_t>{needed(c - 1).data(), 1,
+                                                                 needed(c - 1).size(), needed(c - 1).size()},
                            counted[c].view()});
       }
-      overlap_counts(MatrixView<const std::uint32_t>(ranks_.view()), ranking.order, ranking.counts, queries, begin, end);
+      overlap_counts(MatrixView<const std::uint32_t>(ranks_.view()), ranking.order, ranking.counts, queries,
+                     begin, end);
       for (std::size_t b = 0; b < out.counts; ++b)
         for (std::size_t row = ranking.row_begin; row < end; ++row) {
           error_[out.at(r, b) + row] = error(b, row - begin);
           recall_[out.at(r, b) + row] = recall(b, row - begin);
           agree_[out.at(r, b) + row] = counted[0](b, row - begin);
-          for (std::size_t c = 0; c < kMassFractions.size(); ++c) found_[out.found_at(c, r, b) + row] = counted[1 + c](b, row - begin);
+          for (std::size_t c = 0; c < kMassFractions.size(); ++c)
+            found_[out.found_at(c, r, b) + row] = counted[1 + c](b, row - begin);
         }
-      std::copy_n(delta.data(), delta.rows() * delta.stride(), delta_.data() + r * out.counts * out.value_dim * out.stride);
+      std::copy_n(delta.data(), delta.rows() * delta.stride(),
+                  delta_.data() + r * out.counts * out.value_dim * out.stride);
     }
     return out;
   }
@@ -93,7 +112,8 @@ class HostHead final : public DeviceHead {
     std::vector<TokenIndex> order(prompt_);  // only its length is read
     in.order = order;
     in.counts = counts;
-    const MatrixView<float> error{error_.data(), counts.size(), queries_.rows(), out.stride}, recall{recall_.data(), counts.size(), queries_.rows(), out.stride};
+    const MatrixView<float> error{error_.data(), counts.size(), queries_.rows(), out.stride},
+        recall{recall_.data(), counts.size(), queries_.rows(), out.stride};
     own_order_curve(in, MatrixView<const std::uint32_t>(ranks_.view()), 0, queries_.rows(),
                     {error, recall, deltas ? delta_.data() : nullptr, out.value_dim * out.stride});
     return out;
@@ -107,17 +127,25 @@ class HostHead final : public DeviceHead {
     }
   }
   void add_removal_squares(std::size_t begin, std::size_t end, std::span<double> squares) override {
-    removal_squares(weights_.view().rows_from(0, prompt_), values_.view().rows_from(0, prompt_), exact_.view(), begin, end, squares);
+    removal_squares(weights_.view().rows_from(0, prompt_), values_.view().rows_from(0, prompt_),
+                    exact_.view(), begin, end, squares);
   }
   Matrix<float> weights() override { return copy_of(MatrixView<const float>(weights_.view()), kRowPad); }
-  Matrix<std::uint32_t> ranks() override { return copy_of(MatrixView<const std::uint32_t>(ranks_.view()), kRowPad); }
+  Matrix<std::uint32_t> ranks() override {
+    return copy_of(MatrixView<const std::uint32_t>(ranks_.view()), kRowPad);
+  }
 
   void attend(MatrixView<const float> queries, std::span<const TokenIndex> position) override {
     attended_ = Matrix<float>(prompt_, queries.rows, kRowPad);
-    attention_weights(keys_.view().rows_from(0, prompt_), queries, position, rule_, 0, queries.rows, attended_.view());
+    attention_weights(keys_.view().rows_from(0, prompt_), queries, position, rule_, 0, queries.rows,
+                      attended_.view());
   }
-  void attended_sums(std::size_t begin, std::size_t end, std::span<double> sum) override { column_sums(attended_.view(), begin, end, sum); }
-  Matrix<float> attended_weights() override { return copy_of(MatrixView<const float>(attended_.view()), kRowPad); }
+  void attended_sums(std::size_t begin, std::size_t end, std::span<double> sum) override {
+    column_sums(attended_.view(), begin, end, sum);
+  }
+  Matrix<float> attended_weights() override {
+    return copy_of(MatrixView<const float>(attended_.view()), kRowPad);
+  }
 
  private:
   CurveInput input() const {
@@ -164,7 +192,8 @@ class HostHead final : public DeviceHead {
 /// Counts the heads that it loads. `memory` and `head` bytes are what planning is told.
 class HostDevice final : public Device {
  public:
-  explicit HostDevice(std::size_t memory = std::size_t{1} << 40, std::size_t bytes_per_row = 0) : memory_(memory), bytes_per_row_(bytes_per_row) {}
+  explicit HostDevice(std::size_t memory = std::size_t{1} << 40, std::size_t bytes_per_row = 0)
+      : memory_(memory), bytes_per_row_(bytes_per_row) {}
   std::unique_ptr<DeviceHead> load(const HeadInput& head) override {
     ++loads;
     return std::make_unique<HostHead>(head);

@@ -1,0 +1,43 @@
+// How the heads of a unit fit onto a device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/backend.h"
+#include "policies/policy.h"
+#include "traces/trace_reader.h"
+
+namespace kvsim {
+
+/// Rankings of `counts` budgets that one call of a device measures, bounded by the memory for their results;
+/// at least one.
+std::size_t rankings_per_call(const LayerGeometry& geometry, std::size_t steps, std::size_t counts,
+                              bool deltas);
+
+/// Prompt queries that a device attends with at a time where the attention of all of them is summed.
+inline constexpr std::size_t kPromptQueryRows = 512;
+
+/// What a unit takes of a device: all steps of some heads at a time, or a range of steps.
+class DevicePlan {
+ public:
+  /// `rankings`: of all variants on one KV head. `deltas`: error vectors are asked for too.
+  DevicePlan(const Device& device, const LayerGeometry& geometry, const BlockRequest& request,
+             std::size_t rankings, std::size_t budgets, bool deltas);
+  bool fits(std::size_t heads, std::size_t steps) const { return bytes(heads, steps) <= memory(); }
+  /// While `heads` heads are held and one of them is measured.
+  std::uint64_t bytes(std::size_t heads, std::size_t steps) const;
+  std::uint64_t memory() const { return device_.memory(); }
+  /// Results of a call, on the host.
+  std::uint64_t host_bytes(std::size_t steps) const;
+
+ private:
+  DeviceShape shape(std::size_t steps) const;
+
+  const Device& device_;
+  const LayerGeometry& g_;
+  std::size_t budgets_, rankings_, attended_ = 0;
+  bool deltas_;
+};
+
+}  // namespace kvsim
