@@ -55,8 +55,10 @@ std::vector<int> wanted_gpus(const std::string& asked, const std::vector<GpuInfo
   }
   wanted = *listed(asked);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
-    if (static_cast<std::size_t>(wanted[i]) >= gpus.size()) throw UserError("--device {}: there is no cuda:{}; {}", asked, wanted[i], describe(gpus));
-    if (std::find(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(i), wanted[i]) != wanted.begin() + static_cast<std::ptrdiff_t>(i))
+    if (static_cast<std::size_t>(wanted[i]) >= gpus.size())
+      throw UserError("--device {}: there is no cuda:{}; {}", asked, wanted[i], describe(gpus));
+    if (std::find(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(i), wanted[i]) !=
+        wanted.begin() + static_cast<std::ptrdiff_t>(i))
       throw UserError("--device {}: cuda:{} is given twice", asked, wanted[i]);
   }
   return wanted;
@@ -75,7 +77,8 @@ DeviceChoice choose_device(const std::string& asked) {
   choice.path = std::string(instruction_path());
   if (asked == "cpu") return choice;
   if (!built_for_gpus()) {
-    if (asked != "auto") throw UserError("--device {}: this build has no CUDA backend; use --device cpu", asked);
+    if (asked != "auto")
+      throw UserError("--device {}: this build has no CUDA backend; use --device cpu", asked);
     choice.why = "this build has no CUDA backend";
     return choice;
   }
@@ -89,12 +92,16 @@ DeviceChoice choose_device(const std::string& asked) {
   for (const int index : choice.gpus) {
     const GpuInfo& other = gpus[static_cast<std::size_t>(index)];
     if (other.name != first.name || other.architecture != first.architecture)
-      throw UserError("--device {}: cuda:{} is a {}, cuda:{} a {}: results of different models differ in their last bits, so take one model",
-                      asked, choice.gpus.front(), first.name, index, other.name);
+      throw UserError(
+          "--device {}: cuda:{} is a {}, cuda:{} a {}: results of different models differ in their last "
+          "bits, so take one model",
+          asked, choice.gpus.front(), first.name, index, other.name);
   }
   choice.name = fmt::format("cuda:{} {} ({})", fmt::join(choice.gpus, ","), first.name, first.architecture);
   choice.path = fmt::format("{} ({}) and {}", first.name, first.architecture, instruction_path());
-  if (asked == "auto") choice.why = gpus.size() == 1 ? "the GPU of this machine" : fmt::format("the first of {} GPUs", gpus.size());
+  if (asked == "auto")
+    choice.why =
+        gpus.size() == 1 ? "the GPU of this machine" : fmt::format("the first of {} GPUs", gpus.size());
   return choice;
 }
 
@@ -105,7 +112,8 @@ std::vector<std::unique_ptr<Device>> open_streams(const DeviceChoice& choice, st
   for (std::size_t s = 0; s < streams_per_gpu; ++s)
     for (const int index : choice.gpus) {
       const auto free = static_cast<double>(gpus[static_cast<std::size_t>(index)].free_memory);
-      streams.push_back(open_gpu(index, static_cast<std::size_t>(free * kUsableShare / static_cast<double>(streams_per_gpu))));
+      streams.push_back(open_gpu(
+          index, static_cast<std::size_t>(free * kUsableShare / static_cast<double>(streams_per_gpu))));
     }
   return streams;
 }

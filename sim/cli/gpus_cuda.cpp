@@ -11,7 +11,8 @@ bool built_for_gpus() { return true; }
 std::vector<GpuInfo> list_gpus() {
   std::vector<GpuInfo> list;
   for (const cuda::DeviceInfo& device : cuda::devices())
-    list.push_back({device.name, fmt::format("sm_{}{}", device.major, device.minor), device.memory, device.free_memory});
+    list.push_back(
+        {device.name, fmt::format("sm_{}{}", device.major, device.minor), device.memory, device.free_memory});
   return list;
 }
 

@@ -6,6 +6,8 @@ namespace kvsim {
 
 bool built_for_gpus() { return false; }
 std::vector<GpuInfo> list_gpus() { return {}; }
-std::unique_ptr<Device> open_gpu(int index, std::size_t) { throw InternalError("GPU " + std::to_string(index) + " in a build without CUDA"); }
+std::unique_ptr<Device> open_gpu(int index, std::size_t) {
+  throw InternalError("GPU " + std::to_string(index) + " in a build without CUDA");
+}
 
 }  // namespace kvsim

@@ -1,6 +1,8 @@
 // Planning of what a run still has to do.
 #include <algorithm>
+#include <numeric>
 
+#include "kernels/error.h"
 #include "sim/cli/jobs.h"
 #include "sim/stepwise/stepwise_unit.h"
 
@@ -13,11 +15,12 @@ std::size_t worker_count(const PreparedRun& run) { return std::max<std::size_t>(
 /// The stream with the least memory, for which every job is planned; null without GPUs.
 const Device* smallest_device(const PreparedRun& run) {
   if (run.devices.empty()) return nullptr;
-  return std::min_element(run.devices.begin(), run.devices.end(), [](const auto& a, const auto& b) { return a->memory() < b->memory(); })->get();
+  return std::min_element(run.devices.begin(), run.devices.end(),
+                          [](const auto& a, const auto& b) { return a->memory() < b->memory(); })
+      ->get();
 }
 
-}  // namespace
-
+/// Fits a job into the memory that a worker has, on the host and on its device.
 void plan_job(const PreparedRun& run, Job& job) {
   const TraceInfo& info = run.traces[job.unit.trace].info();
   const std::vector<const Variant*> variants = run.pointers(job.variants);
@@ -26,14 +29,53 @@ void plan_job(const PreparedRun& run, Job& job) {
   const int threads = threads_of_worker(run);
   if (!variants.empty() && variants.front()->stepwise) {
     const LayerContext layer = make_layer_context(info, job.unit.layer_ordinal);
-    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
-    const StepwiseMemory memory = plan_stepwise_memory(layer, job.request, variants, job.budgets.size(), hidden, threads, memory_limit);
+    job.request = stepwise_block_request(variants, info, info.layers[job.unit.layer_ordinal],
+                                         run.record.description.metrics);
+    const StepwiseMemory memory =
+        plan_stepwise_memory(layer, job.request, variants, job.budgets.size(), hidden, threads, memory_limit);
     job.memory = {true, memory.step_chunk, variants.size(), memory.bytes};
     return;
   }
-  job.request = block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
-  job.memory = plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(), run.record.description.metrics, hidden,
-                           threads, memory_limit, smallest_device(run));
+  job.request =
+      block_request(variants, info, info.layers[job.unit.layer_ordinal], run.record.description.metrics);
+  job.memory =
+      plan_memory(make_layer_context(info, job.unit.layer_ordinal), job.request, variants, job.budgets.size(),
+                  run.record.description.metrics, hidden, threads, memory_limit, smallest_device(run));
+}
+
+}  // namespace
+
+std::vector<Job> jobs_of_unit(const PreparedRun& run, const UnitPlan& unit) {
+  std::vector<Job> jobs;
+  for (const bool stepwise : {false, true}) {
+    Job job{unit, {}, {}, {}, {}};
+    for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace)))
+      if ((run.variants[v].stepwise != nullptr) == stepwise) job.variants.push_back(v);
+    job.budgets.resize(run.record.description.traces[unit.trace].budgets.size());
+    std::iota(job.budgets.begin(), job.budgets.end(), 0u);
+    if (job.variants.empty()) continue;
+    plan_job(run, job);
+    jobs.push_back(std::move(job));
+  }
+  return jobs;
+}
+
+void open_devices(PreparedRun& run) {
+  if (!run.device_choice.on_gpu()) return;
+  constexpr std::size_t kMostStreams = 4;
+  for (std::size_t streams = kMostStreams; streams > 0; streams /= 2) {
+    run.devices.clear();  // their memory must be free before it is shared anew
+    run.devices = open_streams(run.device_choice, streams);
+    const auto is_held = [&](const UnitPlan& unit) {
+      const std::vector<Job> jobs = jobs_of_unit(run, unit);
+      return std::all_of(jobs.begin(), jobs.end(), [](const Job& job) { return job.memory.hold; });
+    };
+    try {
+      if (std::all_of(run.units.begin(), run.units.end(), is_held)) return;
+    } catch (const UserError&) {
+      if (streams == 1) throw;
+    }
+  }
 }
 
 std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartInfo>& parts) {
@@ -47,9 +89,12 @@ std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartIn
     const std::size_t first = jobs.size();
     for (const auto& [variant, budgets] : budgets_of_variant) {
       const bool stepwise = run.variants[variant].stepwise != nullptr;
-      const auto same = std::find_if(jobs.begin() + static_cast<std::ptrdiff_t>(first), jobs.end(), [&, &wanted = budgets](const Job& job) {
-        return job.budgets == wanted && (run.variants[job.variants.front()].stepwise != nullptr) == stepwise;
-      });
+      const auto same =
+          std::find_if(jobs.begin() + static_cast<std::ptrdiff_t>(first), jobs.end(),
+                       [&, &wanted = budgets](const Job& job) {
+                         return job.budgets == wanted &&
+                                (run.variants[job.variants.front()].stepwise != nullptr) == stepwise;
+                       });
       if (same != jobs.end()) {
         same->variants.push_back(variant);
       } else {

@@ -10,7 +10,8 @@
 
 namespace kvsim {
 
-/// Variants of a unit of one kind (prompt-time or decode-time) that lack the same budgets, so that nothing is computed twice.
+/// Variants of a unit of one kind (prompt-time or decode-time) that lack the same budgets, so that nothing is
+/// computed twice.
 struct Job {
   UnitPlan unit;
   std::vector<std::uint32_t> variants, budgets;  // indices into the description
@@ -18,8 +19,14 @@ struct Job {
   BlockRequest request;
 };
 
-/// Fits a job into the memory that a worker has, on the host and on its device. Throws UserError where it does not fit.
-void plan_job(const PreparedRun& run, Job& job);
+/// All variants and budgets of a unit, planned: prompt-time ones, then decode-time ones. Throws UserError
+/// where a job does not fit into the memory that a worker has, on the host or on its device.
+std::vector<Job> jobs_of_unit(const PreparedRun& run, const UnitPlan& unit);
+
+/// Opens the streams of work of the chosen GPUs: several on each, so that one computes while another waits
+/// for the host, but so few that a layer still fits into a stream's share where it fits at all. Throws
+/// UserError where a unit fits into no share.
+void open_devices(PreparedRun& run);
 
 /// What this shard still has to do, in the order of the units.
 std::vector<Job> remaining_jobs(const PreparedRun& run, const std::vector<PartInfo>& parts);
@@ -29,8 +36,9 @@ struct Outcome {
   std::size_t failed = 0;  // variants of units
 };
 
-/// Replays the jobs and writes a part for each. Without GPUs one job after the other, by all threads; with GPUs a worker per
-/// stream of work (run.devices), each with its share of the threads. Results depend neither on workers nor on their order.
+/// Replays the jobs and writes a part for each. Without GPUs one job after the other, by all threads; with
+/// GPUs a worker per stream of work (run.devices), each with its share of the threads. Results depend neither
+/// on workers nor on their order.
 Outcome run_jobs(const PreparedRun& run, const std::vector<Job>& jobs);
 
 }  // namespace kvsim

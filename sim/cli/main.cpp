@@ -7,6 +7,7 @@
 #include <exception>
 #include <new>
 
+#include "kernels/backend.h"
 #include "kernels/error.h"
 #include "kernels/memory.h"
 #include "sim/cli/dispatch.h"
@@ -19,6 +20,10 @@ int main(int argc, char** argv) {
   } catch (const kvsim::UserError& error) {
     fmt::print(stderr, "kvsim: {}\n", error.what());
     return kvsim::kWrongUse;
+  } catch (const kvsim::DeviceError& error) {
+    fmt::print(stderr, "kvsim: the GPU failed, {}{}; --device cpu does without it\n", error.what(),
+               error.out_of_memory() ? " (others may have taken its memory)" : "");
+    return kvsim::kInternal;
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "kvsim: out of memory; --memory bounds what a run may use\n");
     return kvsim::kInternal;

@@ -118,15 +118,8 @@ int run_command(const Arguments& arguments) {
   omp_set_num_threads(options->threads);
   PreparedRun run = prepare_run(std::move(*options));
   check_size(run);
-  run.devices = open_streams(run.device_choice);
-  for (const UnitPlan& unit : run.units) {  // refuse before anything is written
-    Job of_kind[2]{{unit, {}, {}, {}, {}}, {unit, {}, {}, {}, {}}};
-    for (const std::uint32_t v : run.served(static_cast<std::uint32_t>(unit.trace))) of_kind[run.variants[v].stepwise ? 1 : 0].variants.push_back(v);
-    for (Job& job : of_kind) {
-      job.budgets.resize(run.record.description.traces[unit.trace].budgets.size());
-      if (!job.variants.empty()) plan_job(run, job);
-    }
-  }
+  open_devices(run);
+  for (const UnitPlan& unit : run.units) jobs_of_unit(run, unit);  // refuses what does not fit before anything is written
   claim_folder(run);
   print_notes(run);
   const std::vector<PartInfo> parts = list_parts(run.options.out, run.record.description);

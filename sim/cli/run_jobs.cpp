@@ -24,7 +24,8 @@ using Clock = std::chrono::steady_clock;
 /// Hands the heads of consecutive jobs of one trace from the reading thread.
 class PrefetchedSource final : public BlockSource {
  public:
-  PrefetchedSource(const TraceReader& reader, std::vector<BlockPrefetcher::Item> order, const BlockRequest& request, std::size_t depth)
+  PrefetchedSource(const TraceReader& reader, std::vector<BlockPrefetcher::Item> order,
+                   const BlockRequest& request, std::size_t depth)
       : prefetcher_(reader, std::move(order), request, depth) {}
   HeadBlock next() override { return prefetcher_.next(); }
 
@@ -35,7 +36,8 @@ class PrefetchedSource final : public BlockSource {
 std::string batch_name(const RunDescription& description, const Job& job) {
   std::string text;
   for (const std::uint32_t v : job.variants) text += description.variants[v].variant_id;
-  for (const std::uint32_t b : job.budgets) text += "/" + description.traces[job.unit.trace].budgets[b].request;
+  for (const std::uint32_t b : job.budgets)
+    text += "/" + description.traces[job.unit.trace].budgets[b].request;
   for (const std::string& metric : description.metrics) text += "," + metric;
   std::uint64_t hash = 0xcbf29ce484222325ull;
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
@@ -43,7 +45,8 @@ std::string batch_name(const RunDescription& description, const Job& job) {
 }
 
 /// What the variants declared beside the tensors of heads.
-StepwiseInputs read_inputs(const TraceReader& reader, std::size_t layer, std::span<const Variant* const> variants) {
+StepwiseInputs read_inputs(const TraceReader& reader, std::size_t layer,
+                           std::span<const Variant* const> variants) {
   const TraceInfo& info = reader.info();
   StepNeed needs = StepNeed::none;
   for (const Variant* variant : variants) needs = needs | variant->stepwise->needs();
@@ -59,12 +62,14 @@ StepwiseInputs read_inputs(const TraceReader& reader, std::size_t layer, std::sp
   return inputs;
 }
 
-UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& summaries, BlockSource& source, Device* device) {
+UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& summaries, BlockSource& source,
+                   Device* device) {
   const RunDescription& description = run.record.description;
   UnitSettings settings;
   settings.variants = run.pointers(job.variants);
   settings.summaries = summaries.of(job.variants, job.budgets);
-  for (const std::uint32_t b : job.budgets) settings.budgets.push_back(description.traces[job.unit.trace].budgets[b]);
+  for (const std::uint32_t b : job.budgets)
+    settings.budgets.push_back(description.traces[job.unit.trace].budgets[b]);
   settings.metrics = description.metrics;
   settings.save_kept = run.options.save_kept;
   settings.detail = run.options.detail_steps;
@@ -72,9 +77,12 @@ UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& s
   settings.memory = job.memory;
   settings.device = device;
   const LayerContext layer = make_layer_context(run.traces[job.unit.trace].info(), job.unit.layer_ordinal);
-  UnitResult result = settings.variants.front()->stepwise
-                          ? replay_stepwise_unit(layer, settings, read_inputs(run.traces[job.unit.trace], job.unit.layer_ordinal, settings.variants), source)
-                          : replay_unit(layer, settings, source);
+  UnitResult result =
+      settings.variants.front()->stepwise
+          ? replay_stepwise_unit(
+                layer, settings,
+                read_inputs(run.traces[job.unit.trace], job.unit.layer_ordinal, settings.variants), source)
+          : replay_unit(layer, settings, source);
   result.trace = job.unit.id.trace;
   // The unit counted its own variants and budgets; results count those of the whole run.
   const auto renumber = [&](auto& items) {
@@ -94,7 +102,8 @@ UnitResult run_job(const PreparedRun& run, const Job& job, const SummaryStore& s
 }
 
 /// A source that reads ahead for all of a worker's jobs from `first` on that can share a reading thread.
-std::unique_ptr<BlockSource> open_source(const PreparedRun& run, std::span<const Job* const> jobs, std::size_t first, std::size_t& last) {
+std::unique_ptr<BlockSource> open_source(const PreparedRun& run, std::span<const Job* const> jobs,
+                                         std::size_t first, std::size_t& last) {
   std::vector<BlockPrefetcher::Item> order;
   for (last = first; last < jobs.size(); ++last) {
     const Job& job = *jobs[last];
@@ -106,15 +115,22 @@ std::unique_ptr<BlockSource> open_source(const PreparedRun& run, std::span<const
       for (std::uint32_t kv = 0; kv < heads; ++kv) order.push_back({job.unit.layer_ordinal, kv});
   }
   const std::size_t depth = jobs[first]->memory.hold ? 2 : 1;
-  return std::make_unique<PrefetchedSource>(run.traces[jobs[first]->unit.trace], std::move(order), jobs[first]->request, depth);
+  return std::make_unique<PrefetchedSource>(run.traces[jobs[first]->unit.trace], std::move(order),
+                                            jobs[first]->request, depth);
 }
 
 /// The jobs of one trace, dealt to workers in turn. The first failure stops all of them.
 class Workers {
  public:
-  Workers(const PreparedRun& run, std::span<const Job> jobs, const SummaryStore& summaries, const StopRequest& stop, Progress& progress,
-          double& longest, Outcome& outcome)
-      : run_(run), jobs_(jobs), summaries_(summaries), stop_(stop), progress_(progress), longest_(longest), outcome_(outcome) {}
+  Workers(const PreparedRun& run, std::span<const Job> jobs, const SummaryStore& summaries,
+          const StopRequest& stop, Progress& progress, double& longest, Outcome& outcome)
+      : run_(run),
+        jobs_(jobs),
+        summaries_(summaries),
+        stop_(stop),
+        progress_(progress),
+        longest_(longest),
+        outcome_(outcome) {}
 
   void run() {
     const std::size_t workers = std::clamp<std::size_t>(run_.devices.size(), 1, jobs_.size());
@@ -146,7 +162,8 @@ class Workers {
           source = open_source(run_, mine, i, source_end);
         }
         const UnitResult result = run_job(run_, *mine[i], summaries_, *source, device);
-        write_part(run_.options.out, result, run_.record.description, batch_name(run_.record.description, *mine[i]));
+        write_part(run_.options.out, result, run_.record.description,
+                   batch_name(run_.record.description, *mine[i]));
         done(result.failures.size(), std::chrono::duration<double>(Clock::now() - start).count());
       }
     } catch (...) {
@@ -200,7 +217,8 @@ Outcome run_jobs(const PreparedRun& run, const std::vector<Job>& jobs) {
       return outcome.stopped == kDone;
     });
     if (!scored) break;
-    Workers(run, std::span(jobs).subspan(first, last - first), summaries, stop, progress, longest, outcome).run();
+    Workers(run, std::span(jobs).subspan(first, last - first), summaries, stop, progress, longest, outcome)
+        .run();
   }
   progress.finish();
   return outcome;
