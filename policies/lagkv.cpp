@@ -38,17 +38,22 @@ std::vector<double> block_spread(MatrixView<const float> rows, std::size_t begin
     low[c] = static_cast<double>(least);
     range[c] = static_cast<double>(most) - low[c];
   }
+  // Channel-major: tokens lie in the lanes, each sum still runs along the channels.
   const auto channels = static_cast<double>(rows.cols);
-  std::vector<double> scaled(rows.cols);
-  for (std::size_t t = 0; t < lag; ++t) {
-    for (std::size_t c = 0; c < rows.cols; ++c) {
-      scaled[c] = range[c] == 0 ? 0.0 : (static_cast<double>(block(t, c)) - low[c]) / range[c];
-    }
-    const double mean = std::accumulate(scaled.begin(), scaled.end(), 0.0) / channels;
-    double sum = 0;
-    for (const double x : scaled) sum += (x - mean) * (x - mean);
-    spread[t] = channels > 1 ? std::sqrt(sum / (channels - 1)) : 0.0;
+  std::vector<double> scaled(rows.cols * lag), mean(lag, 0.0), squares(lag, 0.0);
+  for (std::size_t c = 0; c < rows.cols; ++c) {
+    double* const of_channel = scaled.data() + c * lag;
+    for (std::size_t t = 0; t < lag; ++t)
+      of_channel[t] = range[c] == 0 ? 0.0 : (static_cast<double>(block(t, c)) - low[c]) / range[c];
+    for (std::size_t t = 0; t < lag; ++t) mean[t] += of_channel[t];
   }
+  for (double& x : mean) x /= channels;
+  for (std::size_t c = 0; c < rows.cols; ++c) {
+    const double* const of_channel = scaled.data() + c * lag;
+    for (std::size_t t = 0; t < lag; ++t) squares[t] += (of_channel[t] - mean[t]) * (of_channel[t] - mean[t]);
+  }
+  for (std::size_t t = 0; t < lag; ++t)
+    spread[t] = channels > 1 ? std::sqrt(squares[t] / (channels - 1)) : 0.0;
   const double largest = *std::max_element(spread.begin(), spread.end());
   double total = 0;
   for (double& x : spread) total += x = std::exp(x - largest);

@@ -256,19 +256,25 @@ std::vector<double> join_group(const std::vector<std::vector<double>>& rows, Gro
 }
 
 std::vector<double> pooled(const std::vector<double>& row, std::uint32_t width, bool average) {
-  const std::size_t half = width / 2;
-  std::vector<double> out(row.size());
-  for (std::size_t t = 0; t < row.size(); ++t) {
-    const std::size_t begin = t < half ? 0 : t - half;
-    const std::size_t end = std::min(row.size(), t + half + 1);
-    double sum = 0;
-    double largest = row[t];
-    for (std::size_t i = begin; i < end; ++i) {
-      sum += row[i];
-      largest = std::max(largest, row[i]);
+  // Neighbour after neighbour, all tokens at a time: every token's sum still runs from its first neighbour to its last.
+  const std::size_t half = width / 2, tokens = row.size();
+  std::vector<double> out = average ? std::vector<double>(tokens, 0.0) : row;
+  for (std::size_t place = 0; place < width; ++place) {  // the neighbour of token t is t + place - half
+    const std::size_t first = place < half ? half - place : 0;
+    const std::size_t ahead = place > half ? place - half : 0, behind = place < half ? half - place : 0;
+    const std::size_t last = tokens - std::min(tokens, ahead);
+    if (first >= last) continue;
+    const double* const from = row.data() + first + ahead - behind;
+    double* const to = out.data() + first;
+    const std::size_t count = last - first;
+    if (average) {
+      for (std::size_t i = 0; i < count; ++i) to[i] += from[i];
+    } else {
+      for (std::size_t i = 0; i < count; ++i) to[i] = std::max(to[i], from[i]);
     }
-    out[t] = average ? sum / static_cast<double>(width) : largest;
   }
+  if (average)
+    for (double& x : out) x /= static_cast<double>(width);
   return out;
 }
 

@@ -101,14 +101,20 @@ void weigh_by_value(const ValuePart& part, const HeadFeatures& head, std::span<c
 }
 
 std::vector<double> row_norms(MatrixView<const float> rows, ValueNorm norm) {
+  // Several rows side by side: a sum along one row waits for its last addition.
+  constexpr std::size_t kSideBySide = 8;
   std::vector<double> out(rows.rows);
-  for (std::size_t t = 0; t < rows.rows; ++t) {
-    double sum = 0;
+  for (std::size_t begin = 0; begin < rows.rows; begin += kSideBySide) {
+    const std::size_t count = std::min(kSideBySide, rows.rows - begin);
+    std::array<double, kSideBySide> sum{};
     for (std::size_t c = 0; c < rows.cols; ++c) {
-      const double x = static_cast<double>(rows(t, c));
-      sum += norm == ValueNorm::l1 ? std::abs(x) : x * x;
+      for (std::size_t i = 0; i < count; ++i) {
+        const double x = static_cast<double>(rows(begin + i, c));
+        sum[i] += norm == ValueNorm::l1 ? std::abs(x) : x * x;
+      }
     }
-    out[t] = norm == ValueNorm::l2 ? std::sqrt(sum) : sum;
+    for (std::size_t i = 0; i < count; ++i)
+      out[begin + i] = norm == ValueNorm::l2 ? std::sqrt(sum[i]) : sum[i];
   }
   return out;
 }

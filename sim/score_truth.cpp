@@ -3,24 +3,41 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <iterator>
+#include <utility>
 
+#include "kernels/order.h"
 #include "policies/removal_cost.h"
 #include "sim/rank_correlation.h"
 
 namespace kvsim {
 namespace {
 
-double unit_truth(const UnitScores& unit, std::span<const float> cost) {
-  std::vector<bool> is_protected(cost.size(), false);
+double unit_truth(const LayerRanking& ranking, std::size_t u, const RankedCost& cost) {
+  const UnitScores& unit = ranking.scores.units[u];
+  // An order begins with the protected tokens.
+  const std::span<const TokenIndex> free = std::span(ranking.order[u]).subspan(unit.protected_tokens.size());
+  std::vector<bool> is_protected(cost.cost.size(), false);
   for (const TokenIndex token : unit.protected_tokens) is_protected[token] = true;
-  std::vector<float> score, truth;
-  for (std::size_t i = 0; i < cost.size(); ++i) {
-    if (is_protected[i]) continue;
-    score.push_back(unit.score[i]);
-    truth.push_back(cost[i]);
+  std::vector<TokenIndex> dearest;
+  dearest.reserve(free.size());
+  std::copy_if(cost.order.begin(), cost.order.end(), std::back_inserter(dearest),
+               [&](TokenIndex token) { return !is_protected[token]; });
+  return rank_correlation(RankedValues{unit.score, free}, RankedValues{cost.cost, dearest});
+}
+
+std::vector<float> joint_cost(std::span<const std::vector<float>> cost_of_query_head) {
+  const std::vector<std::span<const float>> costs(cost_of_query_head.begin(), cost_of_query_head.end());
+  return joint_removal_cost(costs);
+}
+
+std::vector<std::vector<float>> roots(std::span<const std::vector<double>> squares) {
+  std::vector<std::vector<float>> costs;
+  for (const std::vector<double>& of_head : squares) {
+    std::vector<float>& cost = costs.emplace_back(of_head.size());
+    for (std::size_t i = 0; i < cost.size(); ++i) cost[i] = static_cast<float>(std::sqrt(of_head[i]));
   }
-  return rank_correlation(score, truth);
+  return costs;
 }
 
 }  // namespace
@@ -41,17 +58,23 @@ void add_removal_squares(const ExactSteps& exact, const HeadBlock& block, std::s
   }
 }
 
-double score_truth(const LayerScores& scores, std::size_t kv_head,
-                   std::span<const std::vector<float>> cost_of_query_head) {
-  const std::size_t group = cost_of_query_head.size();
-  if (scores.unit == Unit::query) {
-    double sum = 0;
-    for (std::size_t h = 0; h < group; ++h)
-      sum += unit_truth(scores.units[kv_head * group + h], cost_of_query_head[h]);
-    return sum / static_cast<double>(group);
-  }
-  const std::vector<std::span<const float>> costs(cost_of_query_head.begin(), cost_of_query_head.end());
-  return unit_truth(scores.units[kv_head], joint_removal_cost(costs));
+RankedCost::RankedCost(std::vector<float> of_tokens) : cost(std::move(of_tokens)), order(cost.size()) {
+  sort_descending(cost, order);
+}
+
+RemovalCosts::RemovalCosts(std::span<const std::vector<double>> squares, bool each_head)
+    : joint(joint_cost(roots(squares))) {
+  if (!each_head) return;
+  for (std::vector<float>& cost : roots(squares)) of_query_head.emplace_back(std::move(cost));
+}
+
+double score_truth(const LayerRanking& ranking, std::size_t kv_head, const RemovalCosts& costs) {
+  if (ranking.scores.unit != Unit::query) return unit_truth(ranking, kv_head, costs.joint);
+  const std::size_t group = costs.of_query_head.size();
+  double sum = 0;
+  for (std::size_t h = 0; h < group; ++h)
+    sum += unit_truth(ranking, kv_head * group + h, costs.of_query_head[h]);
+  return sum / static_cast<double>(group);
 }
 
 }  // namespace kvsim

@@ -133,6 +133,7 @@ Selection select_layer(const Policy& policy, const LayerGeometry& layer, Selecti
     PartOrders all{ranking.order, std::move(hindsight.order), std::vector<std::size_t>(budgets.size())};
     std::iota(all.budgets.begin(), all.budgets.end(), 0);
     selection.parts.push_back(make_part(ranking, std::move(all), counts));
+    selection.ranking = std::move(ranking);
     return selection;
   }
   PartOrders part;
@@ -148,6 +149,7 @@ Selection select_layer(const Policy& policy, const LayerGeometry& layer, Selecti
     part.budgets.push_back(b);
   }
   if (!part.budgets.empty()) selection.parts.push_back(make_part(ranking, std::move(part), counts));
+  selection.ranking = std::move(ranking);
   return selection;
 }
 

@@ -56,6 +56,7 @@ struct LayerSelection {
 struct Selection {
   std::vector<LayerSelection> parts;
   std::vector<double> stop_signal;  // [budgets of the run] for policies with one (StopSignal), else empty
+  LayerRanking ranking;             // the scores and their orders, from which the parts were cut
 
   struct Place {
     const LayerSelection& part;

@@ -1,11 +1,15 @@
 // How fast a trace in the page cache is read and converted: bytes of the file per second and core, against
 // HDF5's own conversion. usage: read_bench [TRACE]; without one it makes a synthetic trace of 256 MiB first.
+// read_bench --whole TRACE prints the wall seconds of reading the whole trace once, as a run does that has
+// nothing else to do: one thread, head after head, into memory that is used again.
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <filesystem>
+#include <string_view>
 #include <vector>
 
 #include "kernels/error.h"
@@ -40,6 +44,17 @@ double median_seconds(const Run& run) {
 
 void report(const char* what, double bytes, double seconds) {
   fmt::print("{:<44} {:8.3f} s  {:7.2f} GB/s\n", what, seconds, bytes / seconds * 1e-9);
+}
+
+void read_whole(const std::string& path) {
+  const kvsim::TraceReader reader = kvsim::TraceReader::open(path);
+  kvsim::BlockRequest request;
+  request.prompt_queries = reader.info().layers[0].prompt_queries(reader.info().prompt_len);
+  const auto start = std::chrono::steady_clock::now();
+  for (std::size_t l = 0; l < reader.info().layers.size(); ++l)
+    for (std::uint32_t h = 0; h < reader.info().num_kv_heads; ++h)
+      static_cast<void>(reader.read_head(l, h, request));
+  fmt::print("{:.4f}\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
 }
 
 void measure(const std::string& path) {
@@ -85,6 +100,10 @@ void measure(const std::string& path) {
 int main(int argc, char** argv) {
   kvsim::keep_freed_memory();  // as the program does
   try {
+    if (argc > 2 && std::string_view(argv[1]) == "--whole") {
+      read_whole(argv[2]);
+      return 0;
+    }
     if (argc > 1) {
       measure(argv[1]);
       return 0;

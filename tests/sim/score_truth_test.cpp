@@ -126,14 +126,37 @@ TEST(RankCorrelation, IsSpearmansWithAveragedTies) {
   EXPECT_TRUE(std::isnan(rank_correlation(std::vector<float>{1}, std::vector<float>{2})));
 }
 
+TEST(RankCorrelation, OfOrdersIsThatOfTheValuesAndReadsTheTokensOfTheOrdersAlone) {
+  const std::vector<float> a{7, -100, 7, 8, 9}, b{1, 100, 2, 3, 4};
+  const std::vector<TokenIndex> order_a{4, 3, 0, 2}, order_b{4, 3, 2, 0};  // token 1 left out
+  EXPECT_EQ(rank_correlation(RankedValues{a, order_a}, RankedValues{b, order_b}),
+            rank_correlation(std::vector<float>{7, 7, 8, 9}, std::vector<float>{1, 2, 3, 4}));
+  EXPECT_NEAR(rank_correlation(RankedValues{a, order_a}, RankedValues{b, order_b}), 4.5 / std::sqrt(22.5),
+              1e-12);
+}
+
+LayerRanking ranked(LayerScores scores, const std::string& policy = "knorm") {
+  const test::Sweep sweep({policy}, {1});
+  LayerGeometry layer;
+  layer.prompt = scores.units[0].score.size();
+  return rank_layer(*sweep.variants[0].policy, layer, std::move(scores));
+}
+
+std::vector<std::vector<double>> squares_of(const std::vector<std::vector<double>>& costs) {
+  std::vector<std::vector<double>> squares = costs;
+  for (std::vector<double>& of_head : squares)
+    for (double& x : of_head) x *= x;
+  return squares;
+}
+
 TEST(ScoreTruth, LeavesProtectedTokensOut) {
   LayerScores scores;
   scores.units.resize(1);
   scores.units[0].score = {0, 0, 1, 2, 3};
-  const std::vector<std::vector<float>> cost{{9, 8, 1, 2, 3}};
-  EXPECT_LT(score_truth(scores, 0, cost), 0.0);
+  const RemovalCosts costs(squares_of({{9, 8, 1, 2, 3}}), false);
+  EXPECT_LT(score_truth(ranked(scores), 0, costs), 0.0);
   scores.units[0].protected_tokens = {0, 1};
-  EXPECT_DOUBLE_EQ(score_truth(scores, 0, cost), 1.0);
+  EXPECT_DOUBLE_EQ(score_truth(ranked(scores), 0, costs), 1.0);
 }
 
 TEST(ScoreTruth, IsTheMeanOverQueryHeadsWhereEachHasAUnit) {
@@ -142,9 +165,10 @@ TEST(ScoreTruth, IsTheMeanOverQueryHeadsWhereEachHasAUnit) {
   scores.units.resize(4);
   for (UnitScores& unit : scores.units) unit.score = {1, 2, 3};
   scores.units[3].score = {3, 2, 1};
-  const std::vector<std::vector<float>> cost{{1, 2, 3}, {1, 2, 3}};
-  EXPECT_DOUBLE_EQ(score_truth(scores, 0, cost), 1.0);
-  EXPECT_DOUBLE_EQ(score_truth(scores, 1, cost), 0.0);
+  const RemovalCosts costs(squares_of({{1, 2, 3}, {1, 2, 3}}), true);
+  const LayerRanking ranking = ranked(scores);
+  EXPECT_DOUBLE_EQ(score_truth(ranking, 0, costs), 1.0);
+  EXPECT_DOUBLE_EQ(score_truth(ranking, 1, costs), 0.0);
 }
 
 TEST(ScoreTruth, OfAUnitIsHigherForTheFutureThanForChanceAndTheSameAtEveryBudget) {
