@@ -121,75 +121,66 @@ struct Snapshots {
   std::size_t delta_columns = 0;  // columns of the group that exist
 };
 
-/// One strip of rows over one block: copies the weights side by side, [token][kVecs vectors], and sums them
-/// in the runs of the products. `row` is the strip's first row in the weights, `offset` its first row in the
-/// tile.
-template <std::size_t kVecs>
-HWY_NOINLINE void pack_weights(MatrixView<const float> weights, TokenList tokens, std::size_t begin,
-                               std::size_t count, std::size_t run, std::size_t row, std::size_t offset,
-                               Master master, const Snapshots& at, float* HWY_RESTRICT packed) {
-  const FloatTag d;
-  FloatVec total[kVecs], lost[kVecs], sum[kVecs];
-  for (std::size_t i = 0; i < kVecs; ++i) {
-    total[i] = hn::Load(d, master.total + offset + i * kFloatLanes);
-    lost[i] = hn::Load(d, master.lost + offset + i * kFloatLanes);
-    sum[i] = hn::Zero(d);
-  }
-  std::size_t s = 0;
-  const auto snapshots_until = [&](std::size_t t) HWY_ATTR {
-    for (; s < at.count && at.stops[s] <= t; ++s) {
-      for (std::size_t i = 0; i < kVecs; ++i) {
-        const FloatVec held = hn::Add(total[i], sum[i]);
-        const auto some = hn::Gt(held, hn::Zero(d));
-        const FloatVec inverse = hn::Div(hn::Set(d, 1.0f), hn::IfThenElse(some, held, hn::Set(d, 1.0f)));
-        const std::size_t place = s * at.padded + offset + i * kFloatLanes;
-        hn::Store(held, d, at.held + place);
-        hn::Store(hn::IfThenElseZero(some, inverse), d, at.inverse + place);
-      }
-    }
-  };
-  snapshots_until(0);
-  for (std::size_t t = 0; t < count;) {
-    const std::size_t end = std::min(count, t - t % run + run);
-    const std::size_t stop = s < at.count ? std::min<std::size_t>(end, at.stops[s]) : end;
-    for (; t < stop; ++t, packed += kVecs * kFloatLanes) {
-      const float* from = weights.row(tokens[begin + t]) + row;
-#pragma GCC unroll 3
-      for (std::size_t i = 0; i < kVecs; ++i) {
-        const FloatVec w = hn::LoadU(d, from + i * kFloatLanes);
-        hn::Store(w, d, packed + i * kFloatLanes);
-        sum[i] = hn::Add(sum[i], w);
-      }
-    }
-    snapshots_until(t);
-    if (t != end) continue;
-    for (std::size_t i = 0; i < kVecs; ++i) {
-      add_compensated(sum[i], total[i], lost[i]);
-      sum[i] = hn::Zero(d);
-    }
-  }
-  for (std::size_t i = 0; i < kVecs; ++i) {
-    hn::Store(total[i], d, master.total + offset + i * kFloatLanes);
-    hn::Store(lost[i], d, master.lost + offset + i * kFloatLanes);
-  }
-}
+/// Where a strip's weights of one block stand, and what is fetched meanwhile. The first column group reads
+/// them in the matrix, all over the place, and leaves them side by side, [token][kVecs vectors], for the
+/// others: its multiply-adds hide the walk.
+struct StripSource {
+  const float* weights = nullptr;        // in the matrix, at the strip's first row
+  const std::size_t* offsets = nullptr;  // from there to the tokens of the block
+  float* packed = nullptr;
+  // Lines of what will be read next, three per token: every 2^ahead_shift tokens those of one more.
+  const float* ahead = nullptr;
+  const std::size_t* ahead_offsets = nullptr;
+  unsigned ahead_shift = 0;
+};
 
-template <std::size_t kVecs>
-HWY_INLINE void add_tokens(const float* HWY_RESTRICT w, const float* HWY_RESTRICT v, std::size_t begin,
-                           std::size_t end, FloatVec (&sum)[kGroup][kVecs]) {
+/// Adds tokens begin .. end - 1 of the block to the sums; the first column group sums the weights themselves
+/// too.
+template <std::size_t kVecs, bool kFirst>
+HWY_INLINE void add_tokens(const StripSource& source, const float* HWY_RESTRICT v, std::size_t begin,
+                           std::size_t end, FloatVec (&sum)[kGroup][kVecs], FloatVec (&weight_sum)[kVecs]) {
   const FloatTag d;
-  w += begin * kVecs * kFloatLanes;
+  float* HWY_RESTRICT packed = source.packed + begin * kVecs * kFloatLanes;
   v += begin * kGroup;
-  for (std::size_t t = begin; t < end; ++t, w += kVecs * kFloatLanes, v += kGroup) {
-    FloatVec weight[kVecs];
+  const std::size_t ahead_mask = (std::size_t{1} << source.ahead_shift) - 1;
+  for (std::size_t t = begin; t < end; ++t, packed += kVecs * kFloatLanes, v += kGroup) {
+    if ((t & ahead_mask) == 0) {
+      constexpr std::size_t kLine = 64 / sizeof(float);
+      const float* line = source.ahead + source.ahead_offsets[t >> source.ahead_shift];
 #pragma GCC unroll 3
-    for (std::size_t i = 0; i < kVecs; ++i) weight[i] = hn::Load(d, w + i * kFloatLanes);
+      for (std::size_t i = 0; i < kRowTile / kLine; ++i) __builtin_prefetch(line + i * kLine, 0, 2);
+    }
+    FloatVec weight[kVecs];
+    const float* from = kFirst ? source.weights + source.offsets[t] : packed;
+#pragma GCC unroll 3
+    for (std::size_t i = 0; i < kVecs; ++i) {
+      weight[i] = hn::LoadU(d, from + i * kFloatLanes);
+      if constexpr (kFirst) {
+        hn::Store(weight[i], d, packed + i * kFloatLanes);
+        weight_sum[i] = hn::Add(weight_sum[i], weight[i]);
+      }
+    }
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < kGroup; ++j) {
       const FloatVec value = hn::Set(d, v[j]);
 #pragma GCC unroll 3
       for (std::size_t i = 0; i < kVecs; ++i) sum[j][i] = fused(d, value, weight[i], sum[j][i]);
     }
+  }
+}
+
+/// The kept weight of a strip at snapshot `s`, and its inverse.
+template <std::size_t kVecs>
+HWY_INLINE void store_held(const Snapshots& at, std::size_t s, std::size_t offset,
+                           const float* HWY_RESTRICT total, const FloatVec (&sum)[kVecs]) {
+  const FloatTag d;
+  for (std::size_t i = 0; i < kVecs; ++i) {
+    const FloatVec held = hn::Add(hn::Load(d, total + i * kFloatLanes), sum[i]);
+    const auto some = hn::Gt(held, hn::Zero(d));
+    const FloatVec inverse = hn::Div(hn::Set(d, 1.0f), hn::IfThenElse(some, held, hn::Set(d, 1.0f)));
+    const std::size_t place = s * at.padded + offset + i * kFloatLanes;
+    hn::Store(held, d, at.held + place);
+    hn::Store(hn::IfThenElseZero(some, inverse), d, at.inverse + place);
   }
 }
 
@@ -238,42 +229,49 @@ HWY_NOINLINE void store_differences(const Snapshots& at, std::size_t s, std::siz
   }
 }
 
-/// One column group and one strip of rows over one block of packed tokens; sums start from zero at every
-/// multiple of `run` tokens.
-template <std::size_t kVecs, bool kDelta>
-HWY_NOINLINE void group_pass(const float* HWY_RESTRICT w, const float* HWY_RESTRICT v, std::size_t tokens,
-                             std::size_t run, std::size_t offset, Master master,
+/// Ends a run: the sums go into the master, kCount vectors side by side.
+template <std::size_t kCount>
+HWY_INLINE void add_run(const FloatVec* HWY_RESTRICT sum, Master master) {
+  const FloatTag d;
+#pragma GCC unroll 24
+  for (std::size_t i = 0; i < kCount; ++i) {
+    FloatVec total = hn::Load(d, master.total + i * kFloatLanes);
+    FloatVec lost = hn::Load(d, master.lost + i * kFloatLanes);
+    add_compensated(sum[i], total, lost);
+    hn::Store(total, d, master.total + i * kFloatLanes);
+    hn::Store(lost, d, master.lost + i * kFloatLanes);
+  }
+}
+
+/// One column group and one strip of rows over one block of tokens; sums start from zero at every multiple of
+/// `run` tokens. `offset` is the strip's first row in the tile. The first group also keeps the sums of the
+/// weights, in the same runs.
+template <std::size_t kVecs, bool kFirst, bool kDelta>
+HWY_NOINLINE void group_pass(const StripSource& source, const float* HWY_RESTRICT v, std::size_t tokens,
+                             std::size_t run, std::size_t offset, Master master, Master weight_master,
                              const float* HWY_RESTRICT exact, const Snapshots& at) {
   const FloatTag d;
   std::size_t s = 0;
   for (std::size_t begin = 0; begin == 0 || begin < tokens; begin += run) {
     const std::size_t end = std::min(begin + run, tokens);
-    FloatVec sum[kGroup][kVecs];
-#pragma GCC unroll 8
-    for (std::size_t j = 0; j < kGroup; ++j) {
+    FloatVec sum[kGroup][kVecs], weight_sum[kVecs];
 #pragma GCC unroll 3
-      for (std::size_t i = 0; i < kVecs; ++i) sum[j][i] = hn::Zero(d);
+    for (std::size_t i = 0; i < kVecs; ++i) {
+      weight_sum[i] = hn::Zero(d);
+#pragma GCC unroll 8
+      for (std::size_t j = 0; j < kGroup; ++j) sum[j][i] = hn::Zero(d);
     }
     std::size_t t = begin;
     for (; s < at.count && at.stops[s] <= end; ++s) {
-      add_tokens<kVecs>(w, v, t, at.stops[s], sum);
+      add_tokens<kVecs, kFirst>(source, v, t, at.stops[s], sum, weight_sum);
       t = at.stops[s];
+      if constexpr (kFirst) store_held<kVecs>(at, s, offset, weight_master.total, weight_sum);
       compare<kVecs>(at, s, offset, master.total, exact, sum);
       if constexpr (kDelta) store_differences<kVecs>(at, s, offset, master.total, exact, sum);
     }
-    add_tokens<kVecs>(w, v, t, end, sum);
-#pragma GCC unroll 8
-    for (std::size_t j = 0; j < kGroup; ++j) {
-#pragma GCC unroll 3
-      for (std::size_t i = 0; i < kVecs; ++i) {
-        const std::size_t place = (j * kVecs + i) * kFloatLanes;
-        FloatVec total = hn::Load(d, master.total + place);
-        FloatVec lost = hn::Load(d, master.lost + place);
-        add_compensated(sum[j][i], total, lost);
-        hn::Store(total, d, master.total + place);
-        hn::Store(lost, d, master.lost + place);
-      }
-    }
+    add_tokens<kVecs, kFirst>(source, v, t, end, sum, weight_sum);
+    if constexpr (kFirst) add_run<kVecs>(weight_sum, weight_master);
+    add_run<kGroup * kVecs>(&sum[0][0], master);
   }
 }
 
