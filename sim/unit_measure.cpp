@@ -123,14 +123,15 @@ void UnitReplay::measure_held(std::size_t first, std::size_t last) {
     });
     return;
   }
-  const std::vector<std::exception_ptr> errors =
-      run_on_all_threads((last - first) * g_.kv_heads, [&](std::size_t i) {
-        const std::size_t v = first + i / g_.kv_heads;
-        const std::size_t kv = i % g_.kv_heads;
-        if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
-      });
+  // Head after head: what all variants read of one stays in the cache that the threads share.
+  const std::size_t variants = last - first;
+  const std::vector<std::exception_ptr> errors = run_on_all_threads(variants * g_.kv_heads, [&](std::size_t i) {
+    const std::size_t v = first + i % variants;
+    const std::size_t kv = i / variants;
+    if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
+  });
   for (std::size_t i = 0; i < errors.size(); ++i)
-    if (errors[i]) fail(first + i / g_.kv_heads, errors[i]);
+    if (errors[i]) fail(first + i % variants, errors[i]);
 }
 
 void UnitReplay::measure_streamed(std::size_t first, std::size_t last) {
