@@ -16,6 +16,7 @@
 #include "analysis/table_writer.h"
 #include "analysis/write_guard.h"
 #include "kernels/error.h"
+#include "kernels/memory.h"
 #include "traces/h5/pending_file.h"
 
 namespace kvsim {
@@ -399,6 +400,7 @@ MergeOutcome merge_results(const std::vector<std::string>& folders, const std::s
   const PartSet parts = collect_parts(folders);
   check_complete(parts, folders, options);
   make_folder(out);
+  give_back_unset();
   MergeOutcome outcome = outcome_of(parts);
   Merge(parts, out).write(outcome);
   const std::string settings = out + "/run.ini";

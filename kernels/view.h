@@ -38,13 +38,18 @@ struct MatrixView {
 /// Smallest multiple of `step` that is not below `n`.
 constexpr std::size_t round_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
 
+/// Says that every element of a new matrix will be written before it is read.
+struct Unset {};
+
 /// Owning matrix, zero-initialised, 64-byte aligned; `stride` is `cols` rounded up to `pad` elements. Move-only.
 template <typename T>
 class Matrix {
  public:
   Matrix() = default;
   Matrix(std::size_t rows, std::size_t cols, std::size_t pad = 1)
-      : rows_(rows), cols_(cols), stride_(round_up(cols, pad)), data_(allocate(rows * stride_), Release{rows * stride_ * sizeof(T)}) {}
+      : rows_(rows), cols_(cols), stride_(round_up(cols, pad)), data_(allocate<&allocate_zeroed>(bytes()), {bytes(), &release_zeroed}) {}
+  Matrix(Unset, std::size_t rows, std::size_t cols, std::size_t pad = 1)
+      : rows_(rows), cols_(cols), stride_(round_up(cols, pad)), data_(allocate<&allocate_unset>(bytes()), {bytes(), &release_unset}) {}
   Matrix(Matrix&& other) noexcept = default;
   Matrix& operator=(Matrix&& other) noexcept = default;
 
@@ -66,9 +71,13 @@ class Matrix {
   static_assert(std::is_trivially_copyable_v<T>);
   struct Release {
     std::size_t bytes = 0;
-    void operator()(T* p) const { release_zeroed(p, bytes); }
+    void (*release)(void*, std::size_t) noexcept = nullptr;
+    void operator()(T* p) const { release(p, bytes); }
   };
-  static T* allocate(std::size_t n) { return n == 0 ? nullptr : static_cast<T*>(allocate_zeroed(n * sizeof(T))); }
+  template <void* (*kAllocate)(std::size_t)>
+  static T* allocate(std::size_t bytes) {
+    return bytes == 0 ? nullptr : static_cast<T*>(kAllocate(bytes));
+  }
 
   std::size_t rows_ = 0;
   std::size_t cols_ = 0;

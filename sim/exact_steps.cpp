@@ -56,7 +56,13 @@ ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRa
 void ExactSteps::compute(const HeadBlock& block, const LayerContext& layer, bool with_ranks) {
   const LayerGeometry& g = layer.geometry;
   const std::size_t tokens = g.prompt + g.decode;
-  weights_ = Matrix<float>(tokens, rows_, kRowPad);
+  if (with_ranks) {
+    weights_ = Matrix<float>(Unset(), tokens, rows_, kRowPad);
+  } else {
+    // Only scored, not measured: what scoring holds beside the weights may need the memory of earlier ones.
+    give_back_unset();
+    weights_ = Matrix<float>(tokens, rows_, kRowPad);
+  }
   exact_ = Matrix<float>(g.value_dim, rows_, kRowPad);
   tail_output_ = Matrix<float>(g.value_dim, rows_, kRowPad);
   tail_weight_.assign(exact_.stride(), 0.0f);
@@ -80,7 +86,8 @@ void ExactSteps::compute(const HeadBlock& block, const LayerContext& layer, bool
 
 template <typename Rank>
 void ExactSteps::rank_all(const LayerContext& layer, Matrix<Rank>& ranks) {
-  ranks = Matrix<Rank>(prompt_, rows_, 2 * kRowPad);
+  ranks = Matrix<Rank>(Unset(), prompt_, rows_, 2 * kRowPad);
+  for (std::size_t t = 0; t < prompt_; ++t) std::fill(ranks.row(t) + rows_, ranks.row(t) + ranks.stride(), Rank{0});
   RankOutput<Rank> out{ranks.view(), {}, {}};
   for (std::size_t c = 0; c < kMassFractions.size(); ++c) {
     needed_total_[c].assign(weights_.stride(), 0);

@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <new>
+#include <utility>
+#include <vector>
 
 namespace kvsim {
 namespace {
@@ -38,7 +41,68 @@ void* map_aligned(std::size_t bytes) {
   return memory;
 }
 
+/// Released blocks that wait for the next request of their size.
+class KeptBlocks {
+ public:
+  /// nullptr where none fits.
+  void* take(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    for (auto& block : blocks_) {
+      if (block.second != bytes) continue;
+      void* const memory = block.first;
+      kept_ -= bytes;
+      block = blocks_.back();
+      blocks_.pop_back();
+      return memory;
+    }
+    return nullptr;
+  }
+  bool keep(void* memory, std::size_t bytes) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (bytes > kMost - kept_ || blocks_.size() == blocks_.capacity()) return false;
+    blocks_.emplace_back(memory, bytes);
+    kept_ += bytes;
+    return true;
+  }
+  void give_back() noexcept {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [memory, bytes] : blocks_) ::munmap(memory, bytes);
+    blocks_.clear();
+    kept_ = 0;
+  }
+
+ private:
+  static constexpr std::size_t kMost = std::size_t{64} << 20;
+  static std::vector<std::pair<void*, std::size_t>> room() {
+    std::vector<std::pair<void*, std::size_t>> blocks;
+    blocks.reserve(kMost / kMappedFrom + 1);
+    return blocks;
+  }
+  std::mutex mutex_;
+  std::vector<std::pair<void*, std::size_t>> blocks_ = room();  // never grows: keeping must not throw
+  std::size_t kept_ = 0;
+};
+
+KeptBlocks& kept_blocks() {
+  static auto* const kept = new KeptBlocks();  // outlives every matrix
+  return *kept;
+}
+
 }  // namespace
+
+void* allocate_unset(std::size_t bytes) {
+  if (bytes < kMappedFrom) return ::operator new(bytes, std::align_val_t(kAlignment));
+  if (void* const memory = kept_blocks().take(bytes)) return memory;
+  give_back_unset();  // sizes have changed
+  return map_aligned(bytes);
+}
+
+void release_unset(void* memory, std::size_t bytes) noexcept {
+  if (memory != nullptr && bytes >= kMappedFrom && kept_blocks().keep(memory, bytes)) return;
+  release_zeroed(memory, bytes);
+}
+
+void give_back_unset() noexcept { kept_blocks().give_back(); }
 
 void* allocate_zeroed(std::size_t bytes) {
   if (bytes >= kMappedFrom) return map_aligned(bytes);
