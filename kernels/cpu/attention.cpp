@@ -179,13 +179,11 @@ void exponentiate(std::size_t begin, std::size_t count, std::size_t row, const d
   }
 }
 
-/// Multiplies every block by exp(its reference - final maximum) / sum; what falls below the normal floats
-/// becomes 0.
-void normalise(std::size_t begin, std::size_t count, std::size_t row, const double* reference,
-               const LogitTile& tile, MatrixView<float> weights) {
+/// What a block is multiplied by, [padded]: exp(its reference - final maximum) / sum, and 0 where nothing was
+/// seen.
+void block_factors(const double* reference, const LogitTile& tile, float* factors) {
   const DoubleTag d;
   const hn::Rebind<float, DoubleTag> df;
-  const auto smallest = hn::Set(df, std::numeric_limits<float>::min());
   for (std::size_t i = 0; i < tile.padded; i += kDoubleLanes) {
     const DoubleVec sum = hn::Load(d, tile.sum.data() + i);
     const DoubleVec power =
@@ -194,11 +192,24 @@ void normalise(std::size_t begin, std::size_t count, std::size_t row, const doub
     const DoubleVec share = hn::Div(power, hn::IfThenElse(nothing, hn::Set(d, 1.0), sum));
     // Below 1e-30 the product with a float exponential may leave the normal range on the way; it is hardly
     // there anyway.
-    const auto factor = hn::DemoteTo(df, hn::IfThenZeroElse(nothing, hn::Max(share, hn::Set(d, 0.0))));
-    for (std::size_t t = 0; t < count; ++t) {
-      float* at = weights.row(begin + t) + row + i;
-      const auto w = hn::Mul(hn::LoadU(df, at), factor);
-      hn::StoreU(hn::IfThenZeroElse(hn::Lt(w, smallest), w), df, at);
+    hn::Store(hn::DemoteTo(df, hn::IfThenZeroElse(nothing, hn::Max(share, hn::Set(d, 0.0)))), df,
+              factors + i);
+  }
+}
+
+/// Multiplies a block by its factors; what falls below the normal floats becomes 0.
+void normalise(std::size_t begin, std::size_t count, std::size_t row, const double* reference,
+               const LogitTile& tile, MatrixView<float> weights) {
+  const hn::CappedTag<float, kRowPad> d;
+  constexpr std::size_t kLanes = std::min<std::size_t>(kRowPad, HWY_LANES(float));
+  HWY_ALIGN float factors[kRowTile];
+  block_factors(reference, tile, factors);
+  const auto smallest = hn::Set(d, std::numeric_limits<float>::min());
+  for (std::size_t t = 0; t < count; ++t) {
+    float* at = weights.row(begin + t) + row;
+    for (std::size_t i = 0; i < tile.padded; i += kLanes) {
+      const auto w = hn::Mul(hn::LoadU(d, at + i), hn::Load(d, factors + i));
+      hn::StoreU(hn::IfThenZeroElse(hn::Lt(w, smallest), w), d, at + i);
     }
   }
 }
