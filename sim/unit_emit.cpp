@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "sim/distribution_sum.h"
 #include "sim/unit_replay.h"
 
 namespace kvsim {
@@ -18,6 +19,17 @@ std::optional<StepMetric> step_metric(const std::string& name) {
   if (name == "miss_rate_99") return StepMetric::miss_rate_99;
   if (name == "logit_error") return StepMetric::logit_error;
   return std::nullopt;
+}
+
+/// The distributions of the cell's step metrics, all heads together.
+void join_heads(std::span<const HeadMeasure> heads, std::span<const std::string> metrics, std::size_t budget, CellDistributions& cell) {
+  thread_local DistributionSum sum;
+  for (std::size_t m = 0; m < metrics.size(); ++m) {
+    const std::optional<StepMetric> per_step = step_metric(metrics[m]);
+    if (!per_step) continue;
+    for (const HeadMeasure& head : heads) sum.add(head.distribution(*per_step, budget));
+    cell.metrics[m] = sum.take();
+  }
 }
 
 }  // namespace
@@ -124,21 +136,19 @@ void UnitReplay::emit_cell(std::size_t v, std::size_t budget, UnitResult& result
     for (std::size_t m = 0; m < row_metrics_.size(); ++m) {
       row.values.push_back(row_value(state, kv, m, budget, bytes, union_bytes));
       const std::optional<StepMetric> per_step = step_metric(row_metrics_[m]);
-      if (per_step) {
-        cell.metrics[m].merge(measure.distribution(*per_step, budget));
-        if (measure.keeps_steps() && measure.distribution(*per_step, budget).count > 0) {
-          const std::span<const float> steps = measure.steps(*per_step, budget);
-          result.detail.push_back({row.kv_head, cell.variant, cell.budget, static_cast<std::uint32_t>(m), {steps.begin(), steps.end()}});
-        }
-      } else {
+      if (!per_step) {
         Distribution one;
         one.add(row.values.back());
         one.finish();
         cell.metrics[m].merge(one);
+      } else if (measure.keeps_steps() && measure.distribution(*per_step, budget).count > 0) {
+        const std::span<const float> steps = measure.steps(*per_step, budget);
+        result.detail.push_back({row.kv_head, cell.variant, cell.budget, static_cast<std::uint32_t>(m), {steps.begin(), steps.end()}});
       }
     }
     result.rows.push_back(std::move(row));
   }
+  join_heads(state.measures, row_metrics_, budget, cell);
   if (measures_layer()) emit_layer_row(cell, state.projected.squared_norms(budget), layer_resident, result);
   if (measures_relative() || responds()) emit_effect(state, cell, result);
   result.cells.push_back(std::move(cell));
