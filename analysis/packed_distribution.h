@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "sim/distribution_sum.h"
 #include "sim/results.h"
 
 namespace kvsim {
@@ -15,5 +16,7 @@ void pack(const Distribution& distribution, std::vector<std::uint8_t>& out);
 
 /// Reads one distribution and moves `bytes` behind it. False when the bytes end early or make no sense.
 bool unpack(std::span<const std::uint8_t>& bytes, Distribution& out);
+/// The same, added to what `out` holds; bytes that make no sense may have been added in part.
+bool unpack(std::span<const std::uint8_t>& bytes, DistributionSum& out);
 
 }  // namespace kvsim

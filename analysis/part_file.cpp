@@ -500,18 +500,29 @@ std::vector<CellId> PartReader::distribution_cells() const {
   return state_->cells_at("cells/variant", "cells/budget");
 }
 
+PackedCells PartReader::packed_distributions(std::size_t first, std::size_t count) const {
+  const State& s = *state_;
+  PackedCells cells;
+  cells.begin = s.column<std::uint64_t>("cells/begin");
+  KVSIM_CHECK(first + count < cells.begin.size(), "cells {} + {} of {}", first, count, cells.begin.size());
+  const h5::Dataset stored = s.file.dataset("cells/distributions");
+  s.check(std::is_sorted(cells.begin.begin(), cells.begin.end()) && stored.shape().size() == 1 &&
+              cells.begin.back() == stored.shape()[0],
+          "/cells/begin does not cut /cells/distributions");
+  const auto from = cells.begin.begin() + static_cast<std::ptrdiff_t>(first);
+  cells.begin = {from, from + static_cast<std::ptrdiff_t>(count) + 1};
+  const std::uint64_t offset = cells.begin.front(), size = cells.begin.back() - offset;
+  for (std::uint64_t& begin : cells.begin) begin -= offset;
+  if (size > 0) cells.bytes = stored.read<std::uint8_t>(std::span(&offset, 1), std::span(&size, 1));
+  return cells;
+}
+
 std::vector<CellDistributions> PartReader::distributions(std::size_t first, std::size_t count) const {
   const State& s = *state_;
   const auto cells = distribution_cells();
   KVSIM_CHECK(first + count <= cells.size(), "cells {} + {} of {}", first, count, cells.size());
-  const auto begin = s.column<std::uint64_t>("cells/begin");
-  const h5::Dataset stored = s.file.dataset("cells/distributions");
-  s.check(begin.size() == cells.size() + 1 && std::is_sorted(begin.begin(), begin.end()) &&
-              stored.shape().size() == 1 && begin.back() == stored.shape()[0],
-          "/cells/begin does not cut /cells/distributions");
-  const std::uint64_t offset = begin[first], size = begin[first + count] - offset;
-  const auto bytes = stored.read<std::uint8_t>(std::span(&offset, 1), std::span(&size, 1));
-  std::span<const std::uint8_t> rest(bytes);
+  const PackedCells packed = packed_distributions(first, count);
+  std::span<const std::uint8_t> rest(packed.bytes);
   std::vector<CellDistributions> out(count);
   for (std::size_t i = 0; i < count; ++i) {
     out[i].variant = cells[first + i].variant;

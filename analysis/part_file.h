@@ -71,6 +71,13 @@ UnitResult read_part(const std::string& path, const RunDescription& description)
 /// not expected.
 std::map<UnitId, std::vector<CellId>> missing_cells(const RunRecord& record, std::span<const PartInfo> parts);
 
+/// Distributions of some cells as they are stored (packed_distribution.h): cell i has bytes[begin[i] .. begin[i + 1]), one
+/// metric after the other.
+struct PackedCells {
+  std::vector<std::uint8_t> bytes;
+  std::vector<std::uint64_t> begin;
+};
+
 /// Reads a part piece by piece, for merging more than fits in memory.
 class PartReader {
  public:
@@ -90,6 +97,7 @@ class PartReader {
   /// Which cells have distributions, in the file's order; distributions(first, count) reads a range of them.
   std::vector<CellId> distribution_cells() const;
   std::vector<CellDistributions> distributions(std::size_t first, std::size_t count) const;
+  PackedCells packed_distributions(std::size_t first, std::size_t count) const;
   /// Kept sets without their positions, and with them one by one.
   std::vector<CellId> kept_cells() const;
   std::vector<KeptSet> kept() const;

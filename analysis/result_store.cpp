@@ -22,8 +22,9 @@
 namespace kvsim {
 namespace {
 
-// Cells whose distributions are in memory at once: at 16 metrics and a thousand bins of 16 bytes, 128 MiB.
-constexpr std::size_t kCellsAtOnce = 512;
+// Cells whose distributions are in memory at once: at 16 metrics and a thousand bins of 16 bytes, 64 MiB, and as much again for 50
+// layers as they are stored.
+constexpr std::size_t kCellsAtOnce = 256;
 constexpr std::size_t kMissingShown = 8;
 
 using h5::Element;

@@ -3,9 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <limits>
+#include <span>
 
+#include "analysis/packed_distribution.h"
 #include "kernels/error.h"
+#include "sim/tasks.h"
 
 namespace kvsim {
 
@@ -93,6 +97,71 @@ void add_trace_metrics(const PartSet& parts, std::uint32_t trace, const std::vec
   }
 }
 
+/// The distributions of some cells of one trace as the parts store them, unit after unit.
+class StoredCells {
+ public:
+  StoredCells(const PartSet& parts, std::uint32_t trace, const std::vector<CellId>& cells)
+      : pieces_(cells.size()) {
+    for (const auto& [unit, infos] : parts.units) {
+      if (unit.trace != trace) continue;
+      std::vector<bool> seen(cells.size(), false);  // a cell that two batches hold counts once
+      for (const PartInfo& info : infos) read_part(info.path, parts.record.description, cells, seen);
+    }
+  }
+
+  /// Distributions of the i-th cell, one per metric, joined over the units in order.
+  std::vector<Distribution> joined(std::size_t i, std::size_t metrics) const {
+    thread_local DistributionSum sum;
+    std::vector<Piece> pieces = pieces_[i];
+    std::vector<Distribution> all;
+    for (std::size_t m = 0; m < metrics; ++m) {
+      for (Piece& piece : pieces) {
+        if (unpack(piece.bytes, sum)) continue;
+        sum.take();
+        throw UserError("{}: is damaged: a distribution makes no sense; delete it and run again",
+                        *piece.path);
+      }
+      all.push_back(sum.take());
+    }
+    return all;
+  }
+
+ private:
+  /// What one part says of a cell.
+  struct Piece {
+    std::span<const std::uint8_t> bytes;
+    const std::string* path;
+  };
+
+  void read_part(const std::string& path, const RunDescription& description, const std::vector<CellId>& cells,
+                 std::vector<bool>& seen) {
+    const auto place_of = [&](const CellId& cell) {
+      const auto found = std::lower_bound(cells.begin(), cells.end(), cell);
+      return found != cells.end() && *found == cell ? static_cast<std::size_t>(found - cells.begin())
+                                                    : cells.size();
+    };
+    const PartReader reader(path, description);
+    const std::vector<CellId> stored = reader.distribution_cells();
+    for (std::size_t i = 0; i < stored.size(); ++i) {
+      std::size_t end = i;
+      while (end < stored.size() && place_of(stored[end]) < cells.size()) ++end;
+      if (end == i) continue;
+      const PackedCells& packed = packed_.emplace_back(reader.packed_distributions(i, end - i));
+      for (std::size_t first = i; i < end; ++i) {
+        const std::size_t place = place_of(stored[i]);
+        if (seen[place]) continue;
+        seen[place] = true;
+        const std::uint64_t begin = packed.begin[i - first];
+        pieces_[place].push_back(
+            {std::span(packed.bytes).subspan(begin, packed.begin[i - first + 1] - begin), &path});
+      }
+    }
+  }
+
+  std::deque<PackedCells> packed_;
+  std::vector<std::vector<Piece>> pieces_;  // [cells]
+};
+
 }  // namespace
 
 std::vector<CellDistributions> joined_distributions(const PartSet& parts, std::uint32_t trace,
@@ -100,37 +169,13 @@ std::vector<CellDistributions> joined_distributions(const PartSet& parts, std::u
   const RunDescription& description = parts.record.description;
   const std::size_t metrics = chosen_metrics(description, MetricInfo::Level::row).size() +
                               chosen_metrics(description, MetricInfo::Level::layer).size();
-  std::vector<CellDistributions> joined;
-  for (const CellId& cell : cells)
-    joined.push_back({cell.variant, cell.budget, std::vector<Distribution>(metrics)});
-  const auto place_of = [&](const CellId& cell) {
-    const auto found = std::lower_bound(cells.begin(), cells.end(), cell);
-    return found != cells.end() && *found == cell ? static_cast<std::size_t>(found - cells.begin())
-                                                  : cells.size();
-  };
-  for (const auto& [unit, infos] : parts.units) {
-    if (unit.trace != trace) continue;
-    std::vector<bool> seen(cells.size(), false);  // a cell that two batches hold counts once
-    for (const PartInfo& info : infos) {
-      const PartReader reader(info.path, description);
-      const std::vector<CellId> stored = reader.distribution_cells();
-      for (std::size_t i = 0; i < stored.size();) {
-        std::size_t end = i;
-        while (end < stored.size() && place_of(stored[end]) < cells.size()) ++end;
-        if (end == i) {
-          ++i;
-          continue;
-        }
-        for (const CellDistributions& some : reader.distributions(i, end - i)) {
-          const std::size_t place = place_of({some.variant, some.budget});
-          if (seen[place]) continue;
-          seen[place] = true;
-          for (std::size_t m = 0; m < metrics; ++m) joined[place].metrics[m].merge(some.metrics[m]);
-        }
-        i = end;
-      }
-    }
-  }
+  const StoredCells stored(parts, trace, cells);
+  std::vector<CellDistributions> joined(cells.size());
+  const auto errors = run_on_all_threads(cells.size(), [&](std::size_t i) {
+    joined[i] = {cells[i].variant, cells[i].budget, stored.joined(i, metrics)};
+  });
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
   add_trace_metrics(parts, trace, cells, joined);
   return joined;
 }
