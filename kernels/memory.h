@@ -22,7 +22,7 @@ void release_unset(void* memory, std::size_t bytes) noexcept;
 /// Gives the system the blocks that wait to be handed out again.
 void give_back_unset() noexcept;
 
-/// For the start of a program: freed memory of up to 32 MiB per heap stays with the process for the next block. The
+/// For the start of a program: freed memory of up to 128 MiB per heap stays with the process for the next block. The
 /// system's default gives it back and faults it in again page by page, which costs a third of a trace's reading time.
 void keep_freed_memory();
 

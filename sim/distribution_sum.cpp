@@ -27,19 +27,21 @@ void DistributionSum::add_other(std::int32_t bin, std::uint64_t many) {
   }
 }
 
+void DistributionSum::take_word(std::size_t word, Distribution& all) {
+  for (; used_[word] != 0; used_[word] &= used_[word] - 1) {
+    const std::size_t place = word * 64 + static_cast<std::size_t>(std::countr_zero(used_[word]));
+    all.bins.emplace_back(kFirstBin + static_cast<std::int32_t>(place), std::exchange(count_[place], 0));
+  }
+}
+
 Distribution DistributionSum::take() {
   Distribution all = std::exchange(exact_, {});
-  std::size_t distinct = others_.size() + (zeros_ > 0 ? 1 : 0);
-  for (const std::uint64_t word : used_) distinct += static_cast<std::size_t>(std::popcount(word));
-  all.bins.reserve(distinct);
-  if (zeros_ > 0) all.bins.emplace_back(0, zeros_);
-  zeros_ = 0;
-  for (std::size_t word = 0; word < used_.size(); ++word) {
-    for (; used_[word] != 0; used_[word] &= used_[word] - 1) {
-      const std::size_t place = word * 64 + static_cast<std::size_t>(std::countr_zero(used_[word]));
-      all.bins.emplace_back(kFirstBin + static_cast<std::int32_t>(place), count_[place]);
-      count_[place] = 0;
-    }
+  all.bins.reserve(distinct_ + others_.size() + 1);
+  distinct_ = 0;
+  if (zeros_ > 0) all.bins.emplace_back(0, std::exchange(zeros_, 0));
+  for (std::size_t i = 0; i < used_words_.size(); ++i) {
+    for (; used_words_[i] != 0; used_words_[i] &= used_words_[i] - 1)
+      take_word(i * 64 + static_cast<std::size_t>(std::countr_zero(used_words_[i])), all);
   }
   if (others_.empty()) return all;
   all.bins.insert(all.bins.end(), others_.begin(), others_.end());

@@ -2,41 +2,50 @@
 #include "sim/head_measure.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <limits>
+#include <memory>
+#include <utility>
 
 namespace kvsim {
 namespace {
 
 /// Counts of bins, dense over the positive normal floats: the index is a float's exponent and first seven bits of mantissa,
-/// the very bits that make a bin of Distribution. Empty between uses.
+/// the very bits that make a bin of Distribution. Neighbours take turns at two tables and four bitmaps: values in one place
+/// follow each other often, and each would wait for the one before. Empty between uses.
 class DenseBins {
  public:
-  void add(float value) {
+  void add(float value, std::size_t turn) {
     const std::uint32_t key = std::bit_cast<std::uint32_t>(value) >> kDropped;
-    ++count_[key];
-    used_[key / 64] |= std::uint64_t{1} << key % 64;
+    ++count_[turn % kTables][key];
+    used_[turn % kBitmaps][key / 64] |= std::uint64_t{1} << key % 64;
   }
-  /// Moves the counts to `bins`, ascending.
+  /// Moves the counts of `normal` values to `bins`, ascending.
   void take(float least, float most, std::vector<std::pair<std::int32_t, std::uint64_t>>& bins) {
     const std::size_t first = (std::bit_cast<std::uint32_t>(least) >> kDropped) / 64;
     const std::size_t last = (std::bit_cast<std::uint32_t>(most) >> kDropped) / 64;
-    std::size_t distinct = 0;
-    for (std::size_t word = first; word <= last; ++word) distinct += static_cast<std::size_t>(std::popcount(used_[word]));
-    bins.reserve(bins.size() + distinct);
+    found_.clear();
     for (std::size_t word = first; word <= last; ++word) {
-      for (; used_[word] != 0; used_[word] &= used_[word] - 1) {
-        const auto key = static_cast<std::uint32_t>(word * 64 + static_cast<std::size_t>(std::countr_zero(used_[word])));
-        bins.emplace_back(Distribution::bin_of(std::bit_cast<float>(key << kDropped)), count_[key]);
-        count_[key] = 0;
+      std::uint64_t used = 0;
+      for (auto& bitmap : used_) used |= std::exchange(bitmap[word], 0);
+      for (; used != 0; used &= used - 1) {
+        const auto key = static_cast<std::uint32_t>(word * 64 + static_cast<std::size_t>(std::countr_zero(used)));
+        std::uint64_t many = 0;
+        for (auto& table : count_) many += std::exchange(table[key], 0u);
+        found_.emplace_back(kBinOfKeyZero + static_cast<std::int32_t>(key), many);
       }
     }
+    bins.insert(bins.end(), found_.begin(), found_.end());
   }
 
  private:
   static constexpr unsigned kDropped = 16;
-  std::vector<std::uint32_t> count_ = std::vector<std::uint32_t>(1u << (31 - kDropped), 0);
-  std::vector<std::uint64_t> used_ = std::vector<std::uint64_t>((1u << (31 - kDropped)) / 64, 0);
+  static constexpr std::size_t kKeys = std::size_t{1} << (31 - kDropped), kTables = 2, kBitmaps = 4;
+  static constexpr std::int32_t kBinOfKeyZero = (1023 - 127) << 7;  // the key has the float's exponent, the bin the double's
+  std::array<std::array<std::uint32_t, kKeys>, kTables> count_{};
+  std::array<std::array<std::uint64_t, kKeys / 64>, kBitmaps> used_{};
+  std::vector<std::pair<std::int32_t, std::uint64_t>> found_;
 };
 
 /// `count` values from `least` to `most`.
@@ -59,7 +68,8 @@ void HeadMeasure::add(StepMetric metric, std::size_t budget, std::span<const flo
   // Same result as Distribution::add one by one.
   const bool more = !distribution.bins.empty();
   constexpr float kLeastNormal = std::numeric_limits<float>::min();
-  thread_local DenseBins dense;
+  thread_local const auto kept = std::make_unique<DenseBins>();
+  DenseBins& dense = *kept;
   float least = std::numeric_limits<float>::infinity(), most = 0.0f;
   std::uint64_t zeros = 0, normal = 0;
   double sum = distribution.sum;
@@ -68,8 +78,7 @@ void HeadMeasure::add(StepMetric metric, std::size_t budget, std::span<const flo
       least = std::min(least, value);
       most = std::max(most, value);
       sum += static_cast<double>(value);
-      ++normal;
-      dense.add(value);
+      dense.add(value, normal++);
     } else if (value == 0.0f) {
       ++zeros;
     } else {  // NaN and denormals

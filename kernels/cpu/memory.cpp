@@ -123,7 +123,7 @@ void release_zeroed(void* memory, std::size_t bytes) noexcept {
 void keep_freed_memory() {
 #ifdef __GLIBC__
   ::mallopt(M_MMAP_THRESHOLD, static_cast<int>(2 * kHugePage));
-  ::mallopt(M_TRIM_THRESHOLD, static_cast<int>(16 * kHugePage));
+  ::mallopt(M_TRIM_THRESHOLD, static_cast<int>(64 * kHugePage));
 #endif
 }
 
