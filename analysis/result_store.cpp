@@ -398,7 +398,11 @@ MergeOutcome inspect_run(const std::vector<std::string>& folders) {
 
 MergeOutcome merge_results(const std::vector<std::string>& folders, const std::string& out,
                            const MergeOptions& options) {
-  const PartSet parts = collect_parts(folders);
+  return merge_results(collect_parts(folders), folders, out, options);
+}
+
+MergeOutcome merge_results(const PartSet& parts, const std::vector<std::string>& folders, const std::string& out,
+                           const MergeOptions& options) {
   check_complete(parts, folders, options);
   make_folder(out);
   give_back_unset();

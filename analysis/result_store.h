@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "analysis/part_set.h"
 #include "analysis/run_record.h"
 #include "sim/results.h"
 
@@ -31,6 +32,9 @@ struct MergeOutcome {
 /// (listing them), and a full disk.
 MergeOutcome merge_results(const std::vector<std::string>& folders, const std::string& out,
                            const MergeOptions& options = {});
+/// The same where the parts of `folders` are known already.
+MergeOutcome merge_results(const PartSet& parts, const std::vector<std::string>& folders,
+                           const std::string& out, const MergeOptions& options = {});
 
 /// What a merge of these folders would miss; writes nothing.
 MergeOutcome inspect_run(const std::vector<std::string>& folders);

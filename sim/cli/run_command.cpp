@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "analysis/durable_file.h"
+#include "analysis/part_set.h"
 #include "analysis/result_store.h"
 #include "kernels/error.h"
 #include "kernels/replay.h"
@@ -94,12 +95,13 @@ int finish(const PreparedRun& run, const Outcome& outcome) {
                StopRequest::reason(outcome.stopped), out, run.options.command_line);
     return outcome.stopped;
   }
-  const std::size_t missing = missing_cells(run.record, list_parts(out, run.record.description)).size();
+  const PartSet parts = collect_parts({out});
+  const std::size_t missing = parts.missing.size();
   if (missing > 0) {
     fmt::print(stderr, "shard {}/{} is done; {} of {} units are left to the others. When they are done: kvsim merge {}\n",
                run.options.shard + 1, run.options.shards, missing, run.units.size(), out);
   } else {
-    merge_results({out}, out);
+    merge_results(parts, {out}, out);
     if (!run.options.quiet) fmt::print("{}\n", (std::filesystem::path(out) / "results.h5").string());
   }
   const std::size_t refused = run.record.refusals.size();
