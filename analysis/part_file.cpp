@@ -14,6 +14,7 @@
 #include "analysis/result_header.h"
 #include "analysis/write_guard.h"
 #include "kernels/error.h"
+#include "sim/tasks.h"
 #include "traces/h5/file.h"
 #include "traces/h5/pending_file.h"
 
@@ -173,13 +174,20 @@ void add_layer_rows(const UnitResult& result, std::size_t metrics, Columns& c) {
 }
 
 void add_cells(const UnitResult& result, std::size_t metrics, Columns& c) {
-  c.cell_begin.push_back(0);
-  for (const CellDistributions& cell : result.cells) {
+  std::vector<std::vector<std::uint8_t>> packed(result.cells.size());
+  const auto errors = run_on_all_threads(result.cells.size(), [&](std::size_t i) {
+    const CellDistributions& cell = result.cells[i];
     KVSIM_CHECK(cell.metrics.size() == metrics, "{} distributions for {} metrics", cell.metrics.size(),
                 metrics);
-    c.cell_variant.push_back(cell.variant);
-    c.cell_budget.push_back(cell.budget);
-    for (const Distribution& distribution : cell.metrics) pack(distribution, c.cell_bytes);
+    for (const Distribution& distribution : cell.metrics) pack(distribution, packed[i]);
+  });
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  c.cell_begin.push_back(0);
+  for (std::size_t i = 0; i < packed.size(); ++i) {
+    c.cell_variant.push_back(result.cells[i].variant);
+    c.cell_budget.push_back(result.cells[i].budget);
+    c.cell_bytes.insert(c.cell_bytes.end(), packed[i].begin(), packed[i].end());
     c.cell_begin.push_back(c.cell_bytes.size());
   }
 }
