@@ -1,5 +1,5 @@
-// The one-pass budget curve on tensor cores, for every GPU that curve_hopper.cu is not made for: rows of weights are gathered in rank order, multiplied with the values, and
-// compared with the exact output at every snapshot while the sums are still in registers.
+// The one-pass budget curve on tensor cores, for every GPU that curve_hopper.cu is not made for: rows of weights are gathered in rank
+// order, multiplied with the values, and compared with the exact output at every snapshot while the sums are still in registers.
 //
 // A block takes kRowBlock rows of one ranking and all columns. Weights come as two bfloat16 terms, values as one or two; the
 // sum of the weights is a product with a column of ones. Sums are float, in rank order, snapshot after snapshot.
@@ -217,7 +217,8 @@ __global__ void __launch_bounds__(kThreads, Columns > 128 ? 1 : 2) curve_kernel(
             square = fmaf(difference, difference, square);
             if (in.delta == nullptr || !present || row < static_cast<int>(ranking.row_begin) || c >= in.value_dim) continue;
             for (int i = 0; i < now.snapshots; ++i)
-              in.delta[((static_cast<std::size_t>(blockIdx.y) * in.counts + snapshot + i) * in.value_dim + c) * in.result_stride + row] = difference;
+              in.delta[((static_cast<std::size_t>(blockIdx.y) * in.counts + snapshot + i) * in.value_dim + c) * in.result_stride + row] =
+                  difference;
           }
         square += __shfl_xor_sync(0xffffffffu, square, 1);
         square += __shfl_xor_sync(0xffffffffu, square, 2);

@@ -21,13 +21,14 @@ constexpr float kFloor = 1e-18f;
 /// sorted[row - row_begin][rank] = (token, weight) for ranks below `most`; what no token has stays as it was. A block turns 32 rows
 /// x 32 tokens: ranks lie along tokens, weights along rows.
 template <typename Rank>
-__global__ void __launch_bounds__(kThreads) sort_kernel(OwnOrderArguments<Rank> in, int row_begin, int row_end, std::uint32_t most,
-                                                        uint2* __restrict__ sorted) {
+__global__ void __launch_bounds__(kThreads)
+    sort_kernel(OwnOrderArguments<Rank> in, int row_begin, int row_end, std::uint32_t most, uint2* __restrict__ sorted) {
   __shared__ std::uint32_t turned[32][33];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = row_begin + static_cast<int>(blockIdx.y) * 32;
   const int token0 = static_cast<int>(blockIdx.x) * 32;
   for (int i = warp; i < 32; i += kWarps)
-    if (row0 + i < row_end && token0 + lane < in.prompt) turned[i][lane] = in.ranks[static_cast<std::size_t>(row0 + i) * in.rank_stride + token0 + lane];
+    if (row0 + i < row_end && token0 + lane < in.prompt)
+      turned[i][lane] = in.ranks[static_cast<std::size_t>(row0 + i) * in.rank_stride + token0 + lane];
   __syncthreads();
   const int row = row0 + lane;
   if (row >= row_end) return;
@@ -36,7 +37,8 @@ __global__ void __launch_bounds__(kThreads) sort_kernel(OwnOrderArguments<Rank> 
     if (rank >= most) continue;
     const std::size_t at = static_cast<std::size_t>(token0 + i) * in.stride + row;
     const float weight = __bfloat162float(in.weight_high[at]) + __bfloat162float(in.weight_low[at]);
-    sorted[static_cast<std::size_t>(row - row_begin) * most + rank] = make_uint2(static_cast<std::uint32_t>(token0 + i), __float_as_uint(weight));
+    sorted[static_cast<std::size_t>(row - row_begin) * most + rank] =
+        make_uint2(static_cast<std::uint32_t>(token0 + i), __float_as_uint(weight));
   }
 }
 
@@ -92,8 +94,8 @@ __device__ void finish(const OwnOrderArguments<Rank>& in, int row, int snapshot,
 }
 
 template <int Mine, typename Rank>
-__global__ void __launch_bounds__(kThreads) walk_order_kernel(OwnOrderArguments<Rank> in, int row_begin, std::uint32_t most,
-                                                              const uint2* __restrict__ sorted) {
+__global__ void __launch_bounds__(kThreads)
+    walk_order_kernel(OwnOrderArguments<Rank> in, int row_begin, std::uint32_t most, const uint2* __restrict__ sorted) {
   constexpr int kWidth = 32 * Mine;
   __shared__ float parts[2][kWarps][kWidth], masses[2][kWarps];  // two: warps go on while the first reads
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = row_begin + static_cast<int>(blockIdx.x);
@@ -111,7 +113,8 @@ __global__ void __launch_bounds__(kThreads) walk_order_kernel(OwnOrderArguments<
         float value[kBatch][Mine];
 #pragma unroll
         for (int k = 0; k < kBatch; ++k) {
-          const std::size_t from = static_cast<std::size_t>(__shfl_sync(0xffffffffu, mine.x, j + k)) * kWidth + static_cast<std::size_t>(lane) * Mine;
+          const std::size_t from =
+              static_cast<std::size_t>(__shfl_sync(0xffffffffu, mine.x, j + k)) * kWidth + static_cast<std::size_t>(lane) * Mine;
           load_values<Mine>(in.value_high + from, value[k]);
           if (in.value_low != nullptr) {
             float low[Mine];

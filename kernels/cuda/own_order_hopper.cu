@@ -6,12 +6,7 @@
 //
 // A warpgroup of producers copies steps of tokens; two of consumers load weights and budgets into registers, mask, and multiply
 // with the values in shared memory. Parts of the tokens and segments are added up by a second kernel, in a fixed order.
-#include <cuda_fp16.h>
-#include <math_constants.h>
-
-#include <algorithm>
-
-#include "kernels/cuda/curve.h"
+#include "kernels/cuda/own_order.cuh"
 #include "kernels/cuda/raii.h"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -22,20 +17,17 @@ namespace hw = hopper;
 
 constexpr int kGroupThreads = 128;
 constexpr int kThreads = 3 * kGroupThreads;  // producers, consumers, consumers
-constexpr int kTurnThreads = 256;
 constexpr int kRows = 64;                    // of a block
 constexpr int kTokens = 32;                  // of a step
 constexpr int kPartTokens = 8192;            // of a block
 constexpr int kStages = 6;
 constexpr int kChunk = 8;  // 16-bit numbers of a 16-byte access
-constexpr int kMostCounts = 64;  // where walking the orders becomes faster
-constexpr float kFloor = 1e-18f;
 
 /// What the products read and write.
 struct Masked {
   const __nv_bfloat16 *weight_high, *weight_low, *value_high, *value_low;
-  const __half* budgets;  // [prompt][stride]: the first budget that keeps the token, as a number
-  float *sums, *masses;   // [part][segment][row][padded value_dim], [part][segment][row]
+  const __half* budgets;               // [prompt][stride]: the first budget that keeps the token, as a number
+  float *sums, *masses;                // [part][segment][row][padded value_dim], [part][segment][row]
   int prompt, stride, segments, rows;  // rows: rounded up to kRows
 };
 
@@ -55,39 +47,9 @@ struct Shape {
   static constexpr int kBytes = kRing * kStageBytes + hw::kAtomBytes;
 };
 
-/// Ranks, along tokens, to budgets, along rows: a block turns 32 rows x 32 tokens.
-template <typename Rank>
-__global__ void __launch_bounds__(kTurnThreads) budgets_kernel(OwnOrderArguments<Rank> in, __half* __restrict__ budgets) {
-  __shared__ std::uint32_t limit[kMostCounts];
-  __shared__ __half turned[32][34];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row0 = static_cast<int>(blockIdx.y) * 32, token0 = static_cast<int>(blockIdx.x) * 32;
-  if (static_cast<int>(threadIdx.x) < in.count) limit[threadIdx.x] = in.counts[threadIdx.x];
-  __syncthreads();
-  for (int i = warp; i < 32; i += kTurnThreads / 32) {
-    int low = 0, high = in.count;  // the first budget whose count is above the rank; in.count where none is
-    if (row0 + i < in.rows && token0 + lane < in.prompt) {
-      const std::uint32_t rank = in.ranks[static_cast<std::size_t>(row0 + i) * in.rank_stride + token0 + lane];
-      while (low < high) {
-        const int middle = (low + high) / 2;
-        if (limit[middle] > rank) {
-          high = middle;
-        } else {
-          low = middle + 1;
-        }
-      }
-    } else {
-      low = in.count;
-    }
-    turned[i][lane] = __int2half_rn(low);
-  }
-  __syncthreads();
-  for (int i = warp; i < 32 && token0 + i < in.prompt; i += kTurnThreads / 32)
-    budgets[static_cast<std::size_t>(token0 + i) * in.stride + row0 + lane] = turned[lane][i];
-}
-
 template <typename S, int Width, bool SplitValues>
-__device__ __forceinline__ void produce(const Masked& in, int row0, int first_token, int steps, std::uint32_t ring, std::uint32_t full, std::uint32_t empty) {
+__device__ __forceinline__ void produce(const Masked& in, int row0, int first_token, int steps, std::uint32_t ring, std::uint32_t full,
+                                        std::uint32_t empty) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   constexpr int kRowChunks = kRows / kChunk, kValueChunks = Width / kChunk, kSideChunks = S::kColumns / kChunk;
   constexpr int kTokensAtOnce = 32 / kRowChunks, kValuesAtOnce = 32 / kValueChunks;
@@ -161,14 +123,19 @@ __device__ __forceinline__ void load_masked(std::uint32_t at, const __half2 (&se
 }
 
 template <typename S, bool SplitValues>
-__device__ __forceinline__ void multiply(const MaskedWeights<S>& weights, std::uint32_t values_at, std::uint32_t values_low_at, SegmentSums<S>& sums) {
+__device__ __forceinline__ void multiply(const MaskedWeights<S>& weights, std::uint32_t values_at, std::uint32_t values_low_at,
+                                         SegmentSums<S>& sums) {
   const std::uint64_t value = hw::operand(values_at, S::kAtoms, hw::kAtomBytes);
+  const auto wide = hw::Columns<S::kColumns + 8>{};
+  // Segments in turn: a product that follows one into the same sums waits for it.
 #pragma unroll
-  for (int g = 0; g < S::kSegments; ++g) {
-    hw::multiply_add(hw::Columns<S::kColumns + 8>{}, sums.at[g], weights.high[g], value);
-    hw::multiply_add(hw::Columns<S::kColumns + 8>{}, sums.at[g], weights.low[g], value);
-    if constexpr (SplitValues)
-      hw::multiply_add(hw::Columns<S::kColumns>{}, sums.at[g], weights.high[g], hw::operand(values_low_at, S::kAtoms, hw::kAtomBytes));
+  for (int g = 0; g < S::kSegments; ++g) hw::multiply_add(wide, sums.at[g], weights.high[g], value);
+#pragma unroll
+  for (int g = 0; g < S::kSegments; ++g) hw::multiply_add(wide, sums.at[g], weights.low[g], value);
+  if constexpr (SplitValues) {
+    const std::uint64_t value_low = hw::operand(values_low_at, S::kAtoms, hw::kAtomBytes);
+#pragma unroll
+    for (int g = 0; g < S::kSegments; ++g) hw::multiply_add(hw::Columns<S::kColumns>{}, sums.at[g], weights.high[g], value_low);
   }
 }
 
@@ -191,7 +158,8 @@ __device__ __forceinline__ void write_sums(const Masked& in, int row, int column
 }
 
 template <typename S, int Width, bool SplitValues>
-__device__ __forceinline__ void consume(const Masked& in, int row0, int steps, std::uint32_t ring, std::uint32_t full, std::uint32_t empty) {
+__device__ __forceinline__ void consume(const Masked& in, int row0, int steps, std::uint32_t ring, std::uint32_t full,
+                                        std::uint32_t empty) {
   const int consumer = threadIdx.x / kGroupThreads - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int side = S::kSides == 2 ? consumer : 0;
   const int first_segment = static_cast<int>(blockIdx.x) * S::kBlockSegments + (S::kSides == 2 ? 0 : consumer * S::kSegments);
@@ -270,49 +238,6 @@ __global__ void __launch_bounds__(kThreads, 1) masked_kernel(const __grid_consta
   }
 }
 
-/// A warp per row: adds up parts and segments, and compares.
-template <int Width, typename Rank>
-__global__ void __launch_bounds__(kGroupThreads) compare_kernel(OwnOrderArguments<Rank> in, const float* __restrict__ sums, const float* __restrict__ masses,
-                                                                int rows, int parts) {
-  constexpr int kMine = Width / 32;
-  const int row = static_cast<int>(blockIdx.x) * (kGroupThreads / 32) + static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  if (row >= in.rows) return;
-  float sum[kMine], exact[kMine];
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int c = i * 32 + lane;
-    const std::size_t at = static_cast<std::size_t>(row) * in.value_dim + c;
-    sum[i] = c < in.value_dim ? in.tail[at] : 0.0f;
-    exact[i] = c < in.value_dim ? in.exact[at] : 0.0f;
-  }
-  float held = in.tail_weight[row];
-  const double norm = in.norm[row];
-  for (int b = 0; b < in.count; ++b) {
-    for (int part = 0; part < parts; ++part) {
-      const std::size_t at = (static_cast<std::size_t>(part) * in.count + b) * rows + row;
-      held += masses[at];
-#pragma unroll
-      for (int i = 0; i < kMine; ++i) sum[i] += sums[at * Width + i * 32 + lane];
-    }
-    const float factor = held > 0 ? 1.0f / held : 0.0f;
-    float square = 0;
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const int c = i * 32 + lane;
-      const float difference = sum[i] * factor - exact[i];
-      square = fmaf(difference, difference, square);
-      if (in.delta != nullptr && c < in.value_dim) in.delta[(static_cast<std::size_t>(b) * in.value_dim + c) * in.result_stride + row] = difference;
-    }
-    for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-    if (lane == 0) {
-      const double of = static_cast<double>(square);
-      const std::size_t to = static_cast<std::size_t>(b) * in.result_stride + row;
-      in.error[to] = held < kFloor ? CUDART_NAN_F : static_cast<float>(sqrt(norm > 0 ? of / norm : of));
-      in.recall[to] = held;
-    }
-  }
-}
-
 int padded_rows(int rows) { return (rows + kRows - 1) / kRows * kRows; }
 int parts_of(int prompt) { return (prompt + kPartTokens - 1) / kPartTokens; }
 
@@ -331,13 +256,11 @@ void launch(const OwnOrderArguments<Rank>& in, const Masked& masked, cudaStream_
   const auto kernel = masked_kernel<Width, SplitValues>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes), "cudaFuncSetAttribute");
   const auto parts = static_cast<unsigned>(parts_of(in.prompt));
-  const dim3 grid(static_cast<unsigned>((in.count + S::kBlockSegments - 1) / S::kBlockSegments), parts, static_cast<unsigned>(masked.rows / kRows));
+  const dim3 grid(static_cast<unsigned>((in.count + S::kBlockSegments - 1) / S::kBlockSegments), parts,
+                  static_cast<unsigned>(masked.rows / kRows));
   kernel<<<grid, kThreads, S::kBytes, stream>>>(masked);
   check(cudaGetLastError(), "masked_kernel");
-  constexpr int kWarps = kGroupThreads / 32;
-  compare_kernel<Width><<<static_cast<unsigned>((in.rows + kWarps - 1) / kWarps), kGroupThreads, 0, stream>>>(in, masked.sums, masked.masses, masked.rows,
-                                                                                                          static_cast<int>(parts));
-  check(cudaGetLastError(), "compare_kernel");
+  launch_compare_segments(in, masked.sums, masked.masses, masked.rows, static_cast<int>(parts), stream);
 }
 
 template <int Width, typename Rank>
@@ -351,7 +274,7 @@ void launch(const OwnOrderArguments<Rank>& in, const Masked& masked, cudaStream_
 
 }  // namespace
 
-bool masked_order_pays(std::size_t count) { return count <= kMostCounts && has_hopper_products(); }
+bool masked_order_pays(std::size_t count) { return count <= kMostMaskedCounts && has_hopper_products(); }
 
 std::size_t masked_order_bytes(const Sizes& size, std::size_t count) {
   const Scratch of(size.prompt, size.rows, size.stride, size.value_dim, static_cast<int>(count));
@@ -363,11 +286,18 @@ void launch_masked_order(const OwnOrderArguments<Rank>& in, void* scratch, cudaS
   const Scratch of(in.prompt, in.rows, in.stride, in.value_dim, in.count);
   auto* const bytes = static_cast<unsigned char*>(scratch);
   auto* const budgets = reinterpret_cast<__half*>(bytes);
-  const Masked masked{in.weight_high, in.weight_low, in.value_high, in.value_low, budgets, reinterpret_cast<float*>(bytes + of.budgets),
-                      reinterpret_cast<float*>(bytes + of.budgets + of.sums), in.prompt, in.stride, in.count, padded_rows(in.rows)};
-  const dim3 tiles(static_cast<unsigned>((in.prompt + 31) / 32), static_cast<unsigned>(masked.rows / 32));
-  budgets_kernel<Rank><<<tiles, kTurnThreads, 0, stream>>>(in, budgets);
-  check(cudaGetLastError(), "budgets_kernel");
+  const Masked masked{in.weight_high,
+                      in.weight_low,
+                      in.value_high,
+                      in.value_low,
+                      budgets,
+                      reinterpret_cast<float*>(bytes + of.budgets),
+                      reinterpret_cast<float*>(bytes + of.budgets + of.sums),
+                      in.prompt,
+                      in.stride,
+                      in.count,
+                      padded_rows(in.rows)};
+  launch_budgets(in, masked.rows, budgets, stream);
   switch (padded_value_dim(in.value_dim)) {
     case 64:
       return launch<64>(in, masked, stream);

@@ -20,9 +20,11 @@ constexpr int kPairs =
 constexpr int kItems = 2 * kPairs;
 constexpr int kCoarseShift = 16;  // of a key: a coarse bin holds the weights between w and w (1 + 2^-7)
 constexpr int kCoarseBins =
-    (kUnseen >> kCoarseShift) + 2;                // no key is larger; one more, where the last begins
-constexpr int kFineWordsOfThread = 17;            // odd: no two threads of a warp in one bank
+    (kUnseen >> kCoarseShift) + 2;                     // no key is larger; one more, where the last begins
+constexpr int kCoarseVectors = (kCoarseBins + 7) / 8;  // of 4 words
+constexpr int kFineWordsOfThread = 17;                 // odd: no two threads of a warp in one bank
 constexpr int kFineWords = kMostShortTokens / 2;  // two bins of 16 bits in a word; no more bins than tokens
+constexpr int kAtOnce = 6;                        // pairs of a thread that are read together
 constexpr int kMostInBin = 64;
 constexpr std::uint32_t kLow = (1u << kCoarseShift) - 1;
 static_assert(kFineWordsOfThread * kThreads >= kFineWords && kMostShortTokens <= 0xffff);
@@ -30,7 +32,7 @@ static_assert(kFineWordsOfThread * kThreads >= kFineWords && kMostShortTokens <=
 struct BinSpace {
   std::uint32_t slot[kMostShortTokens];  // what is left of a key, above; its token, below
   std::uint32_t
-      coarse[kCoarseBins / 2];     // two bins of 16 bits in a word: counts, then where their fine bins begin
+      coarse[4 * kCoarseVectors];  // two bins of 16 bits in a word: counts, then where their fine bins begin
   std::uint32_t fine[kFineWords];  // counts, then where the bins begin, then where they end
 };
 struct Space {
@@ -58,10 +60,9 @@ __device__ std::uint32_t fine_bins(std::uint32_t tokens) {
 
 /// Turns counts of coarse bins into where their fine bins begin.
 __device__ void lay_out_bins(Space& space) {
-  constexpr int kVectors = (kCoarseBins + 7) / 8,
-                kOfThread = (kVectors + kThreads - 1) / kThreads;  // of 4 words
+  constexpr int kOfThread = (kCoarseVectors + kThreads - 1) / kThreads;
   uint4* const words = reinterpret_cast<uint4*>(space.bins.coarse);
-  const int first = static_cast<int>(threadIdx.x) * kOfThread, last = min(kVectors, first + kOfThread);
+  const int first = static_cast<int>(threadIdx.x) * kOfThread, last = min(kCoarseVectors, first + kOfThread);
   std::uint32_t all = 0;
   for (int i = first; i < last; ++i) {
     const uint4 v = words[i];
@@ -182,9 +183,9 @@ __device__ void walk(Space& space, int n) {
   double total = 0;
   double before = block::mass_before(own, space.mass_of_warp, total);
   std::uint32_t needed[kFractions] = {}, needed_prompt[kFractions] = {};
-  for (int i = begin; i < end; ++i) {
-    const std::uint32_t bits = space.by_place[i];
-    const std::uint32_t is_prompt = bits < kDecode ? 1u : 0u;
+  int i = begin;
+  for (; i < end && before < kNeededMass[kFractions - 1] * total; ++i) {
+    const std::uint32_t bits = space.by_place[i], is_prompt = bits < kDecode ? 1u : 0u;
 #pragma unroll
     for (int c = 0; c < kFractions; ++c) {
       const bool is_needed = before < kNeededMass[c] * total;
@@ -192,6 +193,11 @@ __device__ void walk(Space& space, int n) {
       needed_prompt[c] += is_needed ? is_prompt : 0u;
     }
     before += static_cast<double>(__uint_as_float(bits & ~kDecode));
+    space.by_place[i] = rank;
+    rank += is_prompt;
+  }
+  for (; i < end; ++i) {  // no set needs these
+    const std::uint32_t is_prompt = space.by_place[i] < kDecode ? 1u : 0u;
     space.by_place[i] = rank;
     rank += is_prompt;
   }
@@ -217,25 +223,36 @@ __global__ void __launch_bounds__(kThreads, 1)
       in.exponent + static_cast<std::size_t>(row) * (size.token_stride / kSoftmaxSlice);
   const int most = in.most[row];
   const double inverse = in.inverse[row];
-  const auto factor = [&](int token) { return two_to(exponent[token / kSoftmaxSlice] - most) * inverse; };
   /// Calls of(item, token, weight) as each_token does; tokens are read in pairs, which share a slice.
   const auto each_weight = [&](const auto& of) {
     const int base = (seen.first & ~1) + 2 * static_cast<int>(threadIdx.x);
 #pragma unroll
-    for (int v = 0; v < kPairs; ++v) {
-      const int token = base + v * 2 * kThreads;
-      if (token >= seen.last) continue;
-      const float2 pair = *reinterpret_cast<const float2*>(part + token);
-      const double shared = factor(token);
-      if (token >= seen.first) of(2 * v, token, weight_of(pair.x, shared));
-      if (token + 1 < seen.last) of(2 * v + 1, token + 1, weight_of(pair.y, shared));
+    for (int first = 0; first < kPairs; first += kAtOnce) {
+      float2 pair[kAtOnce];
+      int power[kAtOnce];
+#pragma unroll
+      for (int v = 0; v < kAtOnce; ++v) {
+        const int token = base + (first + v) * 2 * kThreads;
+        const bool present = first + v < kPairs && token < seen.last;
+        pair[v] = present ? *reinterpret_cast<const float2*>(part + token) : make_float2(0.0f, 0.0f);
+        power[v] = present ? exponent[token / kSoftmaxSlice] : most;
+      }
+#pragma unroll
+      for (int v = 0; v < kAtOnce; ++v) {
+        const int token = base + (first + v) * 2 * kThreads, i = 2 * (first + v);
+        if (i >= kItems) continue;
+        const double shared = two_to(power[v] - most) * inverse;
+        if (token >= seen.first && token < seen.last) of(i, token, weight_of(pair[v].x, shared));
+        if (token + 1 < seen.last) of(i + 1, token + 1, weight_of(pair[v].y, shared));
+      }
     }
   };
   std::uint32_t item[kItems];
   each_weight([&](int i, int, float w) { item[i] = key_of(w); });
   if (!place_by_bins(space, seen, item)) {
     for (int at = threadIdx.x; at < n; at += kThreads)
-      space.sort.key[at] = key_of(weight_of(part[seen.first + at], factor(seen.first + at)));
+      space.sort.key[at] = key_of(weight_of(
+          part[seen.first + at], two_to(exponent[(seen.first + at) / kSoftmaxSlice] - most) * inverse));
     place_by_sort(space, n);
     each_token(seen, [&](int i, int token) { item[i] = space.sort.key[token - seen.first]; });
     __syncthreads();

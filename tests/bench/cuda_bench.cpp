@@ -1,6 +1,6 @@
 // How fast the CUDA backend is on one KV head, against the machine's own ceilings in the same run.
 //
-//     cuda_bench [prompt] [decode] [group] [dim] [rankings] [budgets]
+//     cuda_bench [prompt] [decode] [group] [dim] [rankings] [budgets] [--json FILE]
 //
 // Prints milliseconds by part (median of repeats) with the floor of each, from the bandwidth of a device copy
 // in the same run and the operations over the datasheet's rates; the defaults are size L.
@@ -10,7 +10,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/cuda/device.h"
@@ -60,12 +65,61 @@ void part(const char* name, double ms, double bytes, double rate, double flops, 
       name, ms, bytes / 1e6, by_bytes, flops / 1e9, by_flops, 100 * std::max(by_bytes, by_flops) / ms);
 }
 
+/// Wall milliseconds per head where `workers` threads, each with a device object of its own on the same GPU,
+/// load heads and measure their rankings one after the other: uploads and downloads of one go on under the
+/// kernels of another. One value per repeat.
+std::vector<double> throughput(int workers, const kvsim::HeadInput& input,
+                               std::span<const kvsim::Ranking> rankings) {
+  constexpr int kHeads = 24, kRounds = 5;
+  const std::size_t share = kvsim::cuda::devices()[0].free_memory / static_cast<std::size_t>(workers);
+  std::vector<std::unique_ptr<kvsim::Device>> devices;
+  for (int w = 0; w < workers; ++w) devices.push_back(kvsim::cuda::open_device(0, share));
+  const auto work = [&](int heads) {
+    std::vector<std::thread> threads;
+    for (int w = 0; w < workers; ++w)
+      threads.emplace_back([&, w] {
+        for (int i = 0; i < heads / workers; ++i) {
+          const auto head = devices[static_cast<std::size_t>(w)]->load(input);
+          head->exact();
+          head->curves(rankings, false);
+        }
+      });
+    for (std::thread& thread : threads) thread.join();
+  };
+  work(2 * workers);  // allocations and lazily loaded kernels
+  std::vector<double> values;
+  for (int i = 0; i < kRounds; ++i) {
+    const auto start = Clock::now();
+    work(kHeads);
+    values.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count() / kHeads);
+  }
+  return values;
+}
+
+/// What tests/bench/machine.py reads: milliseconds of compute per KV head.
+void write_json(const std::string& path, std::vector<double> totals, const std::string& note) {
+  std::sort(totals.begin(), totals.end());
+  std::ofstream(path) << fmt::format(
+      "[{{\"line\": \"gpu head ms\", \"value\": {:.4f}, \"low\": {:.4f}, \"high\": {:.4f}, \"repeats\": {}, "
+      "\"note\": \"{}\"}}]\n",
+      totals[totals.size() / 2], totals.front(), totals.back(), totals.size(), note);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace kvsim;
-  const auto argument = [&](int i, long fallback) {
-    return static_cast<std::size_t>(argc > i ? std::atol(argv[i]) : fallback);
+  std::string json;
+  std::vector<std::string> numbers;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--json" && i + 1 < argc) {
+      json = argv[++i];
+    } else {
+      numbers.emplace_back(argv[i]);
+    }
+  }
+  const auto argument = [&](std::size_t i, std::size_t fallback) {
+    return numbers.size() >= i ? static_cast<std::size_t>(std::atol(numbers[i - 1].c_str())) : fallback;
   };
   const std::size_t prompt = argument(1, 32768), decode = argument(2, 256), group = argument(3, 4),
                     dim = argument(4, 128), count = argument(5, 30), budgets = argument(6, 16);
@@ -136,6 +190,25 @@ int main(int argc, char** argv) {
   fmt::print("  sum {:.3f} ms, without curves {:.3f} ms; x 256 = {:.2f} s\n", compute,
              compute - of(&T::curve), compute * 0.256);
   fmt::print("wall: load and exact {:.2f} ms, curves {:.2f} ms\n", load_wall, curves_wall);
+  std::vector<double> totals;
+  for (const T& one : timings)
+    totals.push_back(one.attention + one.outputs + one.ranks + one.overlap + one.curve + one.download);
+  std::string how = "sum of the parts, one head at a time";
+  loaded.reset();
+  for (const int workers : {1, 2, 4}) {
+    const std::vector<double> of_workers = throughput(workers, input, rankings);
+    fmt::print("{} threads with a device object each: {:.3f} ms of wall clock per head, transfers included\n",
+               workers, median(of_workers));
+    if (median(of_workers) < median(totals)) {
+      totals = of_workers;
+      how = fmt::format("wall clock per head of {} threads on one GPU, transfers included", workers);
+    }
+  }
+  if (!json.empty())
+    write_json(json, totals,
+               fmt::format("{}; prompt {}, {} rows, dim {}, {} rankings x {} budgets on {}", how, prompt,
+                           head.rows(), dim, count, budgets, device->name()));
+  loaded = device->load(input);
   std::vector<double> sum(prompt);
   fmt::print("wall: prompt sums of all rows {:.3f} ms, removal squares {:.3f} ms\n",
              wall([&] { loaded->add_prompt_sums(0, head.rows(), sum); }),

@@ -1,13 +1,18 @@
 // How fast the curve kernels of the CUDA backend are on one KV head of peaky attention, against cuBLAS in the same run.
 //
-//     cuda_curve_bench [prompt] [decode] [group] [dim] [rankings] [budgets] [check: 1 or 0]
+//     cuda_curve_bench [prompt] [decode] [group] [dim] [rankings] [budgets] [check: 1 or 0] [--json FILE]
 //
 // First checks small odd shapes against plain double sums on the host (exit code 1 where they differ), then prints one table:
-// medians by CUDA events; flops count both terms of a weight. The defaults are size L.
+// medians by CUDA events; flops count both terms of a weight. The defaults are size L. FILE gets the rate of the curves over that of
+// cuBLAS.
 #include <cublas_v2.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <string_view>
 
 #include "tests/bench/cuda_curve_check.cuh"
 #include "tests/bench/cuda_curve_head.cuh"
@@ -55,22 +60,23 @@ class Products {
     for (int term = 0; term < 2; ++term) {
       const float* const beta = term == 0 ? &zero : &one;
       if (batched) {
-        check(cublasGemmStridedBatchedEx(handle_, op, CUBLAS_OP_T, rows_, dim_, prompt_, &one, a_.get(), CUDA_R_16BF, lead, stride(a_size()), b_.get(),
-                                         CUDA_R_16BF, dim_, stride(b_size()), beta, c_.get(), CUDA_R_32F, rows_, stride(c_size()), rankings_,
-                                         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        check(cublasGemmStridedBatchedEx(handle_, op, CUBLAS_OP_T, rows_, dim_, prompt_, &one, a_.get(), CUDA_R_16BF, lead,
+                                         stride(a_size()), b_.get(), CUDA_R_16BF, dim_, stride(b_size()), beta, c_.get(), CUDA_R_32F, rows_,
+                                         stride(c_size()), rankings_, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
         continue;
       }
       for (int r = 0; r < rankings_; ++r)
-        check(cublasGemmEx(handle_, op, CUBLAS_OP_T, rows_, dim_, prompt_, &one, a_.get() + r * a_size(), CUDA_R_16BF, lead, b_.get() + r * b_size(),
-                           CUDA_R_16BF, dim_, beta, c_.get() + r * c_size(), CUDA_R_32F, rows_, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        check(cublasGemmEx(handle_, op, CUBLAS_OP_T, rows_, dim_, prompt_, &one, a_.get() + r * a_size(), CUDA_R_16BF, lead,
+                           b_.get() + r * b_size(), CUDA_R_16BF, dim_, beta, c_.get() + r * c_size(), CUDA_R_32F, rows_, CUBLAS_COMPUTE_32F,
+                           CUBLAS_GEMM_DEFAULT));
     }
   }
   /// One square product of 8192: what the chip gives at most.
   double square_flops() const { return 2.0 * 8192 * 8192 * 8192; }
   void run_square() {
     const float one = 1.0f, zero = 0.0f;
-    check(cublasGemmEx(handle_, CUBLAS_OP_T, CUBLAS_OP_N, 8192, 8192, 8192, &one, a_.get(), CUDA_R_16BF, 8192, a_.get() + kSquare, CUDA_R_16BF, 8192,
-                       &zero, square_.get(), CUDA_R_16BF, 8192, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    check(cublasGemmEx(handle_, CUBLAS_OP_T, CUBLAS_OP_N, 8192, 8192, 8192, &one, a_.get(), CUDA_R_16BF, 8192, a_.get() + kSquare,
+                       CUDA_R_16BF, 8192, &zero, square_.get(), CUDA_R_16BF, 8192, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
   }
   bool has_square() const { return a_size() * rankings_ >= 2 * kSquare; }
 
@@ -91,8 +97,12 @@ class Products {
 };
 
 bool check_all() {
-  const auto walk = [](auto& own, const cuda::Stream& stream) { cuda::launch_walk_order(own.arguments, own.most, own.scratch.get(), stream.get()); };
-  const auto masked = [](auto& own, const cuda::Stream& stream) { cuda::launch_masked_order(own.arguments, own.scratch.get(), stream.get()); };
+  const auto walk = [](auto& own, const cuda::Stream& stream) {
+    cuda::launch_walk_order(own.arguments, own.most, own.scratch.get(), stream.get());
+  };
+  const auto masked = [](auto& own, const cuda::Stream& stream) {
+    cuda::launch_masked_order(own.arguments, own.scratch.get(), stream.get());
+  };
   bool good = check_curves([](auto&&... of) { cuda::launch_curves(of...); }, "curves");
   good = check_own_order<std::uint16_t>(walk, "walked") && good;
   good = check_own_order<std::uint32_t>(walk, "walked") && good;
@@ -103,53 +113,93 @@ bool check_all() {
   return good;
 }
 
-int bench(int argc, char** argv) {
-  const auto argument = [&](int i, int fallback) { return argc > i ? std::atoi(argv[i]) : fallback; };
-  const int prompt = argument(1, 32768), decode = argument(2, 256), group = argument(3, 4), dim = argument(4, 128), count = argument(5, 30),
-            budgets = argument(6, 16);
+/// What the command line asks for.
+struct Options {
+  explicit Options(int argc, char** argv) {
+    int* const numbers[] = {&prompt, &decode, &group, &dim, &rankings, &budgets, &check};
+    std::size_t next = 0;
+    for (int i = 1; i < argc; ++i) {
+      if (std::string_view(argv[i]) == "--json" && i + 1 < argc) {
+        json = argv[++i];
+      } else if (next < std::size(numbers)) {
+        *numbers[next++] = std::atoi(argv[i]);
+      }
+    }
+  }
+  int prompt = 32768, decode = 256, group = 4, dim = 128, rankings = 30, budgets = 16, check = 1;
+  std::string json;
+};
+
+void print_row(const char* name, double ms, double flops) { std::printf("%-58s %8.3f ms %7.0f TFLOP/s\n", name, ms, flops / ms / 1e9); }
+
+/// Rate of the curves over that of cuBLAS, several times in turn: the clock wanders.
+std::vector<double> compare_with_products(const CurveHead& head, const Options& of, const CurveRun& run, double flops,
+                                          const cuda::Stream& stream) {
+  Products products(stream.get(), head.rows(), of.prompt, of.dim, of.rankings);
+  for (const bool contiguous : {true, false})
+    print_row(contiguous ? "cuBLAS, one by one, rows contiguous" : "cuBLAS, one by one, tokens contiguous",
+              median_ms(stream, 20, [&] { products.run(contiguous, false); }), flops);
+  if (products.has_square())
+    print_row("cuBLAS, 8192 x 8192 x 8192", median_ms(stream, 20, [&] { products.run_square(); }), products.square_flops());
+  std::vector<double> ratios;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const double rows = median_ms(stream, 20, [&] { products.run(true, true); }),
+                 tokens = median_ms(stream, 20, [&] { products.run(false, true); });
+    const double curves = median_ms(stream, 20, [&] { cuda::launch_curves(run.call, of.rankings, head.rows(), stream.get()); });
+    print_row("cuBLAS, batched, rows contiguous", rows, flops);
+    print_row("cuBLAS, batched, tokens contiguous", tokens, flops);
+    print_row("curves", curves, flops);
+    ratios.push_back(std::min(rows, tokens) / curves);
+  }
+  std::sort(ratios.begin(), ratios.end());
+  return ratios;
+}
+
+int bench(const Options& of) {
   cudaDeviceProp property{};
   int device = 0, clock = 0;
   cuda::check(cudaGetDevice(&device), "cudaGetDevice");
   cuda::check(cudaGetDeviceProperties(&property, device), "cudaGetDeviceProperties");
   cuda::check(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, device), "cudaDeviceGetAttribute");
-  std::printf("%s (sm_%d%d), %d multiprocessors, up to %d MHz\n", property.name, property.major, property.minor, property.multiProcessorCount, clock / 1000);
-  const bool good = argument(7, 1) == 0 || check_all();
+  std::printf("%s (sm_%d%d), %d multiprocessors, up to %d MHz\n", property.name, property.major, property.minor,
+              property.multiProcessorCount, clock / 1000);
+  const bool good = of.check == 0 || check_all();
 
   const cuda::Stream stream;
-  const CurveHead head({.prompt = static_cast<std::size_t>(prompt), .steps = static_cast<std::size_t>(decode), .group = static_cast<std::size_t>(group),
-                        .head_dim = static_cast<std::size_t>(dim), .value_dim = static_cast<std::size_t>(dim), .half = true},
+  const auto size = [](int n) { return static_cast<std::size_t>(n); };
+  const CurveHead head({.prompt = size(of.prompt),
+                        .steps = size(of.decode),
+                        .group = size(of.group),
+                        .head_dim = size(of.dim),
+                        .value_dim = size(of.dim),
+                        .half = true},
                        false, stream);
   std::vector<std::uint32_t> counts;
-  for (int b = 1; b <= budgets; ++b) counts.push_back(static_cast<std::uint32_t>(static_cast<long long>(b) * prompt / budgets));
+  for (int b = 1; b <= of.budgets; ++b) counts.push_back(static_cast<std::uint32_t>(static_cast<long long>(b) * of.prompt / of.budgets));
   RankingSet rankings;
-  for (int r = 0; r < count; ++r) rankings.add(shuffled(static_cast<std::size_t>(prompt), static_cast<std::uint64_t>(r)), counts, 0, head.rows());
+  for (int r = 0; r < of.rankings; ++r) rankings.add(shuffled(size(of.prompt), static_cast<std::uint64_t>(r)), counts, 0, head.rows());
   const CurveRun run(head, rankings, false);
-  const double flops = 4.0 * head.rows() * prompt * dim * count;
-  const auto row = [&](const char* name, double ms, double of) { std::printf("%-58s %8.3f ms %7.0f TFLOP/s\n", name, ms, of / ms / 1e9); };
-
-  std::printf("prompt %d, %d rows, dim %d, %d rankings x %d budgets\n", prompt, head.rows(), dim, count, budgets);
-  double best = 1e30;
-  {
-    Products products(stream.get(), head.rows(), prompt, dim, count);
-    for (const bool batched : {true, false})
-      for (const bool contiguous : {true, false}) {
-        const double ms = median_ms(stream, 20, [&] { products.run(contiguous, batched); });
-        row((std::string("cuBLAS, ") + (batched ? "batched" : "one by one") + (contiguous ? ", rows contiguous" : ", tokens contiguous")).c_str(), ms, flops);
-        best = std::min(best, ms);
-      }
-    if (products.has_square())
-      row("cuBLAS, 8192 x 8192 x 8192", median_ms(stream, 20, [&] { products.run_square(); }), products.square_flops());
+  const double flops = 4.0 * head.rows() * of.prompt * of.dim * of.rankings;
+  std::printf("prompt %d, %d rows, dim %d, %d rankings x %d budgets\n", of.prompt, head.rows(), of.dim, of.rankings, of.budgets);
+  const auto ratios = compare_with_products(head, of, run, flops, stream);
+  const double ratio = ratios[ratios.size() / 2];
+  std::printf("curves / best of batched cuBLAS: %.0f %% (%.0f to %.0f)\n", 100 * ratio, 100 * ratios.front(), 100 * ratios.back());
+  if (!of.json.empty()) {
+    std::ofstream(of.json) << "[{\"line\": \"gpu curve\", \"value\": " << ratio << ", \"low\": " << ratios.front()
+                           << ", \"high\": " << ratios.back() << ", \"repeats\": " << ratios.size() << ", \"note\": \"" << property.name
+                           << ", " << of.rankings << " rankings x " << of.budgets << " budgets, " << head.rows() << " rows x " << of.prompt
+                           << " tokens x " << of.dim
+                           << " channels; rate over that of the best batched cuBLAS product of the same flops\"}]\n";
   }
-  const double ms = median_ms(stream, 30, [&] { cuda::launch_curves(run.call, count, head.rows(), stream.get()); });
-  row("curves", ms, flops);
-  std::printf("curves / best of cuBLAS: %.0f %%\n", 100 * best / ms);
   const auto orders = own_orders(HostHead(head), false);
   OwnOrder<std::uint16_t> own(head, orders, counts, false);
   if (cuda::masked_order_pays(counts.size()))
-    row("own order, masked products", median_ms(stream, 20, [&] { cuda::launch_masked_order(own.arguments, own.scratch.get(), stream.get()); }),
-        4.0 * head.rows() * prompt * dim * budgets);
-  row("own order, walked", median_ms(stream, 20, [&] { cuda::launch_walk_order(own.arguments, own.most, own.scratch.get(), stream.get()); }),
-      2.0 * head.rows() * prompt * dim);
+    print_row("own order, masked products",
+              median_ms(stream, 20, [&] { cuda::launch_masked_order(own.arguments, own.scratch.get(), stream.get()); }),
+              flops / of.rankings * of.budgets);
+  print_row("own order, walked",
+            median_ms(stream, 20, [&] { cuda::launch_walk_order(own.arguments, own.most, own.scratch.get(), stream.get()); }),
+            flops / of.rankings / 2);
   if (!good) std::printf("results are WRONG, see above\n");
   return good ? 0 : 1;
 }
@@ -158,7 +208,7 @@ int bench(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    return bench(argc, argv);
+    return bench(Options(argc, argv));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

@@ -19,10 +19,7 @@ struct CurvePoint {
 
 /// What a head holds, on the host.
 struct HostHead {
-  explicit HostHead(const CurveHead& head)
-      : of(head),
-        weights(head.weights.host()),
-        exact(head.exact.host()) {}
+  explicit HostHead(const CurveHead& head) : of(head), weights(head.weights.host()), exact(head.exact.host()) {}
   double weight(std::size_t token, std::size_t row) const { return static_cast<double>(weights[token * of.size.stride + row]); }
 
   /// The curve of a row in one order.
@@ -73,11 +70,15 @@ struct Differences {
       error = std::max(error, far(std::abs(static_cast<double>(got_error) - expected.error), slack * (1e-5 + 1e-5 * expected.error)));
     }
   }
-  void add_delta(double expected, float got) { delta = std::max(delta, far(std::abs(static_cast<double>(got) - expected), slack * (2e-5 + 2e-5 * std::abs(expected)))); }
+  void add_delta(double expected, float got) {
+    delta = std::max(delta, far(std::abs(static_cast<double>(got) - expected), slack * (2e-5 + 2e-5 * std::abs(expected))));
+  }
   bool good() const { return error <= 1 && recall <= 1 && delta <= 1 && nans == 0; }
   bool report(const char* what, const PeakyShape& shape, bool split) const {
-    std::printf("%-9s prompt %5zu rows %4zu dv %3zu%s: error %.2f recall %.2f delta %.2f of what is allowed, %zu of %zu NaN or bits differ%s\n", what, shape.prompt,
-                shape.steps * shape.group, shape.value_dim, split ? " split" : "", error, recall, delta, nans, compared, good() ? "" : "  WRONG");
+    std::printf(
+        "%-9s prompt %5zu rows %4zu dv %3zu%s: error %.2f recall %.2f delta %.2f of what is allowed, %zu of %zu NaN or bits differ%s\n",
+        what, shape.prompt, shape.steps * shape.group, shape.value_dim, split ? " split" : "", error, recall, delta, nans, compared,
+        good() ? "" : "  WRONG");
     return good();
   }
 
@@ -138,7 +139,8 @@ inline bool check_curves(const LaunchCurves& launch, const char* name) {
           if (std::bit_cast<std::uint32_t>(error[at]) != std::bit_cast<std::uint32_t>(same_error[at])) differences.nans += 1000;
           if (std::isnan(error[at])) continue;
           for (std::size_t c = 0; c < of.shape.value_dim; ++c)
-            differences.add_delta(expected[b].delta[c], delta[((r * counts.size() + b) * of.shape.value_dim + c) * stride + static_cast<std::size_t>(row)]);
+            differences.add_delta(expected[b].delta[c],
+                                  delta[((r * counts.size() + b) * of.shape.value_dim + c) * stride + static_cast<std::size_t>(row)]);
           // The same rows in another call: the same bits.
           if (r == 2 || r == 3) {
             const std::size_t same = (counts.size() + b) * stride + static_cast<std::size_t>(row);
@@ -157,7 +159,8 @@ inline bool check_curves(const LaunchCurves& launch, const char* name) {
       stream.wait();
       const auto again = run.error.host(), again_delta = run.delta.host();
       const std::size_t base = again.size() / static_cast<std::size_t>(copies), last = again.size() - base;
-      for (std::size_t i = 0; i < again.size(); ++i) differences.nans += std::bit_cast<std::uint32_t>(again[i]) != std::bit_cast<std::uint32_t>(error[i % base]);
+      for (std::size_t i = 0; i < again.size(); ++i)
+        differences.nans += std::bit_cast<std::uint32_t>(again[i]) != std::bit_cast<std::uint32_t>(error[i % base]);
       const std::size_t dv = of.shape.value_dim;
       for (std::size_t i = 0; i < base * dv; ++i)
         differences.nans += std::bit_cast<std::uint32_t>(again_delta[last * dv + i]) != std::bit_cast<std::uint32_t>(delta[i]);
@@ -185,8 +188,13 @@ inline std::vector<std::vector<TokenIndex>> own_orders(const HostHead& host, boo
 /// Own orders on the device as ranks, and the results: NaN before the launch.
 template <typename Rank>
 struct OwnOrder {
-  OwnOrder(const CurveHead& head, const std::vector<std::vector<TokenIndex>>& orders, const std::vector<std::uint32_t>& of_counts, bool deltas)
-      : counts(of_counts), cells(of_counts.size() * static_cast<std::size_t>(head.result_stride)), error(cells), recall(cells), most(of_counts.back()) {
+  OwnOrder(const CurveHead& head, const std::vector<std::vector<TokenIndex>>& orders, const std::vector<std::uint32_t>& of_counts,
+           bool deltas)
+      : counts(of_counts),
+        cells(of_counts.size() * static_cast<std::size_t>(head.result_stride)),
+        error(cells),
+        recall(cells),
+        most(of_counts.back()) {
     const std::size_t rank_stride = (head.host.shape.prompt + 63) / 64 * 64;
     std::vector<Rank> places(orders.size() * rank_stride, static_cast<Rank>(-1));
     for (std::size_t row = 0; row < orders.size(); ++row)
@@ -194,11 +202,29 @@ struct OwnOrder {
     ranks = OnGpu<Rank>(places);
     if (deltas) delta = OnGpu<float>(cells * head.host.shape.value_dim);
     for (OnGpu<float>* of : {&error, &recall, &delta}) of->poison();
-    scratch = OnGpu<unsigned char>(std::max(cuda::walk_order_bytes(head.host.rows(), most), cuda::masked_order_bytes(head.size, of_counts.size())));
+    scratch = OnGpu<unsigned char>(
+        std::max(cuda::walk_order_bytes(head.host.rows(), most), cuda::masked_order_bytes(head.size, of_counts.size())));
     scratch.poison();
-    arguments = {ranks.get(),      head.high.get(),        head.low.get(),  head.value_high.get(), head.value_low.get(), head.exact.get(), head.tail.get(),
-                 head.tail_weight.get(), head.norm.get(), counts.get(), error.get(), recall.get(), delta.get(), head.size.prompt, head.size.rows,
-                 head.size.stride, static_cast<int>(rank_stride), head.result_stride, head.size.value_dim, static_cast<int>(of_counts.size())};
+    arguments = {ranks.get(),
+                 head.high.get(),
+                 head.low.get(),
+                 head.value_high.get(),
+                 head.value_low.get(),
+                 head.exact.get(),
+                 head.tail.get(),
+                 head.tail_weight.get(),
+                 head.norm.get(),
+                 counts.get(),
+                 error.get(),
+                 recall.get(),
+                 delta.get(),
+                 head.size.prompt,
+                 head.size.rows,
+                 head.size.stride,
+                 static_cast<int>(rank_stride),
+                 head.result_stride,
+                 head.size.value_dim,
+                 static_cast<int>(of_counts.size())};
   }
   OnGpu<Rank> ranks;
   OnGpu<std::uint32_t> counts;

@@ -20,7 +20,9 @@ template <typename T>
 class OnGpu {
  public:
   OnGpu() = default;
-  explicit OnGpu(std::size_t size) : size_(size) { cuda::check(cudaMalloc(&data_, std::max<std::size_t>(size, 1) * sizeof(T)), "cudaMalloc"); }
+  explicit OnGpu(std::size_t size) : size_(size) {
+    cuda::check(cudaMalloc(&data_, std::max<std::size_t>(size, 1) * sizeof(T)), "cudaMalloc");
+  }
   explicit OnGpu(const std::vector<T>& from) : OnGpu(from.data(), from.size()) {}
   OnGpu(const T* from, std::size_t size) : OnGpu(size) {
     cuda::check(cudaMemcpy(data_, from, size * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy to the device");
@@ -90,8 +92,8 @@ static __global__ void softmax_kernel(float* weights, __nv_bfloat16* high, __nv_
 }
 
 /// One block per row, one thread per channel.
-static __global__ void outputs_kernel(const float* weights, const float* values, cuda::Sizes size, float* exact, float* tail, float* tail_weight,
-                                      double* norm) {
+static __global__ void outputs_kernel(const float* weights, const float* values, cuda::Sizes size, float* exact, float* tail,
+                                      float* tail_weight, double* norm) {
   const int row = static_cast<int>(blockIdx.x), c = static_cast<int>(threadIdx.x);
   __shared__ double squares[256];
   double sum = 0, last = 0, last_weight = 0;
@@ -133,10 +135,12 @@ struct CurveHead {
     size.stride = static_cast<int>(stride);
     size.value_dim = static_cast<int>(shape.value_dim);
     result_stride = (size.rows + 31) / 32 * 32;
-    multiply(OnGpu<float>(host.queries.data(), host.rows() * shape.head_dim), OnGpu<float>(host.keys.data(), host.tokens() * shape.head_dim), stream);
-    softmax_kernel<<<(size.stride + 31) / 32, 32, 0, stream.get()>>>(weights.get(), high.get(), low.get(), size, static_cast<int>(shape.steps));
-    outputs_kernel<<<size.rows, size.value_dim, 0, stream.get()>>>(weights.get(), values.get(), size, exact.get(), tail.get(), tail_weight.get(),
-                                                                   norm.get());
+    multiply(OnGpu<float>(host.queries.data(), host.rows() * shape.head_dim),
+             OnGpu<float>(host.keys.data(), host.tokens() * shape.head_dim), stream);
+    softmax_kernel<<<(size.stride + 31) / 32, 32, 0, stream.get()>>>(weights.get(), high.get(), low.get(), size,
+                                                                     static_cast<int>(shape.steps));
+    outputs_kernel<<<size.rows, size.value_dim, 0, stream.get()>>>(weights.get(), values.get(), size, exact.get(), tail.get(),
+                                                                   tail_weight.get(), norm.get());
     cuda::check(cudaGetLastError(), "outputs_kernel");
     stream.wait();
     split(split_values);
@@ -158,8 +162,8 @@ struct CurveHead {
     const float scale = static_cast<float>(host.rule.scale), zero = 0.0f;
     const int d = static_cast<int>(host.shape.head_dim);
     bool good = cublasCreate(&handle) == CUBLAS_STATUS_SUCCESS && cublasSetStream(handle, stream.get()) == CUBLAS_STATUS_SUCCESS;
-    good = good && cublasSgemm(handle, CUBLAS_OP_T, CUBLAS_OP_N, size.rows, size.tokens, d, &scale, queries.get(), d, keys.get(), d, &zero, weights.get(),
-                               size.stride) == CUBLAS_STATUS_SUCCESS;
+    good = good && cublasSgemm(handle, CUBLAS_OP_T, CUBLAS_OP_N, size.rows, size.tokens, d, &scale, queries.get(), d, keys.get(), d, &zero,
+                               weights.get(), size.stride) == CUBLAS_STATUS_SUCCESS;
     stream.wait();
     cublasDestroy(handle);
     if (!good) throw std::runtime_error("cuBLAS: logits");
@@ -234,9 +238,10 @@ struct CurveRun {
         recall(cells) {
     if (deltas) delta = OnGpu<float>(cells * head.host.shape.value_dim);
     for (OnGpu<float>* of : {&error, &recall, &delta}) of->poison();
-    call = {rankings.put(),   head.high.get(),        head.low.get(),  head.value_high.get(), head.value_low.get(), head.exact.get(),
-            head.tail.get(),  head.tail_weight.get(), head.norm.get(), error.get(),           recall.get(),         delta.get(),
-            head.size.stride, head.result_stride,     head.size.value_dim, static_cast<int>(counts)};
+    call = {rankings.put(),       head.high.get(),    head.low.get(),      head.value_high.get(),
+            head.value_low.get(), head.exact.get(),   head.tail.get(),     head.tail_weight.get(),
+            head.norm.get(),      error.get(),        recall.get(),        delta.get(),
+            head.size.stride,     head.result_stride, head.size.value_dim, static_cast<int>(counts)};
   }
   std::size_t counts, cells;
   OnGpu<float> error, recall, delta;
