@@ -41,10 +41,18 @@ std::vector<double> block_spread(MatrixView<const float> rows, std::size_t begin
   // Channel-major: tokens lie in the lanes, each sum still runs along the channels.
   const auto channels = static_cast<double>(rows.cols);
   std::vector<double> scaled(rows.cols * lag), mean(lag, 0.0), squares(lag, 0.0);
+  constexpr std::size_t kTurned = 8;  // channels turned together: their lines stay in the cache
+  for (std::size_t first = 0; first < rows.cols; first += kTurned)
+    for (std::size_t t = 0; t < lag; ++t)
+      for (std::size_t c = first; c < std::min(first + kTurned, rows.cols); ++c)
+        scaled[c * lag + t] = static_cast<double>(block(t, c));
   for (std::size_t c = 0; c < rows.cols; ++c) {
     double* const of_channel = scaled.data() + c * lag;
-    for (std::size_t t = 0; t < lag; ++t)
-      of_channel[t] = range[c] == 0 ? 0.0 : (static_cast<double>(block(t, c)) - low[c]) / range[c];
+    if (range[c] == 0) {
+      std::fill(of_channel, of_channel + lag, 0.0);
+      continue;  // adds nothing to the means
+    }
+    for (std::size_t t = 0; t < lag; ++t) of_channel[t] = (of_channel[t] - low[c]) / range[c];
     for (std::size_t t = 0; t < lag; ++t) mean[t] += of_channel[t];
   }
   for (double& x : mean) x /= channels;

@@ -75,20 +75,34 @@ void UnitReplay::rank_oracle(std::size_t kv) {
   if (!oracles_[kv].of_kv_head) oracles_[kv].of_kv_head.emplace(decode_reference(*heads_[kv].features));
 }
 
-void UnitReplay::score_head(std::size_t kv, std::size_t first, std::size_t last, bool hindsight) {
-  const BlockFeatures& features = *heads_[kv].features;
-  for_variants(first, last, [&](std::size_t v) {
+void UnitReplay::score_heads(std::size_t first_kv, std::size_t last_kv, std::size_t first, std::size_t last, bool hindsight) {
+  const auto units_of = [&](const Policy& policy) { return policy.unit() == Unit::query ? g_.group : std::size_t{1}; };
+  for (std::size_t v = first; v < last; ++v) {
     const Policy& policy = *settings_.variants[v]->policy;
-    const std::size_t units = policy.unit() == Unit::query ? g_.group : 1;
-    VariantState& state = states_[v];
-    for (LayerScores* scores : {&state.scores, &state.hindsight_scores}) {
+    for (LayerScores* scores : {&states_[v].scores, &states_[v].hindsight_scores}) {
       scores->unit = policy.unit();
-      scores->units.resize(g_.kv_heads * units);
+      scores->units.resize(g_.kv_heads * units_of(policy));
     }
-    policy.score(features, std::span(state.scores.units).subspan(kv * units, units));
+  }
+  // All heads at once: policies differ much in what they cost, so the heads of one keep the threads busy while another is long.
+  const std::size_t variants = last - first;
+  const std::vector<std::exception_ptr> errors = run_on_all_threads(variants * (last_kv - first_kv), [&](std::size_t i) {
+    const std::size_t kv = first_kv + i / variants;
+    VariantState& state = states_[first + i % variants];
+    if (state.failed) return;
+    const Policy& policy = *settings_.variants[first + i % variants]->policy;
+    const std::size_t units = units_of(policy);
+    policy.score(*heads_[kv].features, std::span(state.scores.units).subspan(kv * units, units));
     if (hindsight && has_hindsight(policy))
       policy.score(*heads_[kv].hindsight, std::span(state.hindsight_scores.units).subspan(kv * units, units));
   });
+  for (std::size_t i = 0; i < errors.size(); ++i)
+    if (errors[i] && !states_[first + i % variants].failed) fail(first + i % variants, errors[i]);
+}
+
+void UnitReplay::release_features(std::size_t kv, std::size_t first, std::size_t last) {
+  heads_[kv].hindsight.reset();
+  if (!settings_.memory.hold || !transforms(first, last)) heads_[kv].features.reset();
 }
 
 std::vector<std::vector<float>> UnitReplay::own_summary(const Policy& policy, const LayerScores& scores) const {
@@ -173,11 +187,12 @@ UnitResult UnitReplay::run() {
       compute_oracle(kv);
       make_features(kv);
       rank_oracle(kv);
-      score_head(kv, first, last, true);
-      heads_[kv].hindsight.reset();
-      if (!settings_.memory.hold || !transforms(first, last)) heads_[kv].features.reset();
-      if (!settings_.memory.hold) release(kv);
+      if (settings_.memory.hold) continue;
+      score_heads(kv, kv + 1, first, last, true);
+      release(kv);
     }
+    if (settings_.memory.hold) score_heads(0, g_.kv_heads, first, last, true);
+    for (std::size_t kv = 0; kv < g_.kv_heads; ++kv) release_features(kv, first, last);
     select(first, last);
     scoring += seconds(start);
     start = Clock::now();
@@ -206,7 +221,7 @@ void UnitReplay::summarise(std::span<ModelSummaries> summaries) {
       load(kv);
       if (future) compute_oracle(kv);
       make_features(kv);
-      score_head(kv, first, last, false);
+      score_heads(kv, kv + 1, first, last, false);
       release(kv);
     }
     for_variants(first, last, [&](std::size_t v) {

@@ -91,7 +91,10 @@ class UnitReplay {
   void compute_oracle(std::size_t kv);
   void rank_oracle(std::size_t kv);
   void make_features(std::size_t kv);
-  void score_head(std::size_t kv, std::size_t first, std::size_t last, bool hindsight);
+  /// Scores the loaded heads [first_kv, last_kv) with variants first .. last - 1.
+  void score_heads(std::size_t first_kv, std::size_t last_kv, std::size_t first, std::size_t last, bool hindsight);
+  /// Drops what only scoring reads.
+  void release_features(std::size_t kv, std::size_t first, std::size_t last);
   std::vector<std::vector<float>> own_summary(const Policy& policy, const LayerScores& scores) const;
   void select(std::size_t first, std::size_t last);
   void measure_held(std::size_t first, std::size_t last);
