@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -79,6 +80,11 @@ struct HeadExact {
   std::vector<std::uint32_t> needed_prompt[3];
 };
 
+/// Rows [begin, end).
+struct RowRange {
+  std::size_t begin = 0, end = 0;
+};
+
 /// One KV head on a device: what was uploaded, its exact weights, ranks and needed sets. Calls go to one
 /// device object, which is not for concurrent use. All throw DeviceError.
 class DeviceHead {
@@ -105,18 +111,18 @@ class DeviceHead {
   virtual Matrix<std::uint32_t> ranks() = 0;
 
   /// Attention of other queries of the head over its prompt's keys (tokens behind a query's position weigh
-  /// 0). They stay until the next call: their sums and weights are asked for below.
-  virtual void attend(MatrixView<const float> queries, std::span<const TokenIndex> position) = 0;
-  /// sum[T] = sum over rows [begin, end) of what attend computed, in double.
-  virtual void attended_sums(std::size_t begin, std::size_t end, std::span<double> sum) = 0;
-  /// [T, rows padded to kRowPad].
-  virtual Matrix<float> attended_weights() = 0;
+  /// 0), as attention_weights leaves it: [T, rows padded to kRowPad].
+  virtual Matrix<float> attention(MatrixView<const float> queries, std::span<const TokenIndex> position) = 0;
+  /// Its sums over ranges of rows, in double: sums(i, t) = sum over the rows of ranges[i] of the weights of
+  /// token t.
+  virtual void attention_sums(MatrixView<const float> queries, std::span<const TokenIndex> position,
+                              std::span<const RowRange> ranges, MatrixView<double> sums) = 0;
 };
 
 /// Sizes that decide how much device memory is taken.
 struct DeviceShape {
   std::size_t prompt = 0, decode = 0, rows = 0, key_dim = 0, value_dim = 0;
-  std::size_t attended_rows = 0;         // of attend
+  std::size_t attended_rows = 0;         // of attention and attention_sums
   std::size_t rankings = 0, counts = 0;  // of a call of curves
   bool deltas = false;
 };
@@ -133,8 +139,13 @@ class Device {
   virtual std::size_t work_bytes(const DeviceShape& shape) const = 0;
   /// Bytes that this object may use: its share of what was free when it was opened.
   virtual std::size_t memory() const = 0;
-  /// What runs here, e.g. "cuda:0 NVIDIA H100 (sm_90)"; part of the results' instruction path.
+  /// What runs here, e.g. "cuda:0 NVIDIA H100 (sm_90)".
   virtual std::string name() const = 0;
+  /// To be held around calls of the device and its heads by threads that share it.
+  std::mutex& mutex() { return mutex_; }
+
+ private:
+  std::mutex mutex_;
 };
 
 }  // namespace kvsim

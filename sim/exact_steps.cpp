@@ -48,6 +48,7 @@ ExactSteps::ExactSteps(const HeadBlock& block, const LayerContext& layer, StepRa
   if (device == nullptr) {
     compute(block, layer, with_ranks);
   } else {
+    device_ = device;
     device_head_ = device->load({block.key.view(), block.value.view(), queries_.view(), position_, prompt_,
                                  layer.rule, layer.stored, with_ranks});
   }

@@ -50,8 +50,8 @@ class ExactSteps {
              Device* device = nullptr);
   /// The head where it was computed; null on the CPU.
   DeviceHead* on_device() const { return device_head_.get(); }
-  /// To be held by whoever calls on_device()'s functions while others may ask for results too.
-  std::unique_lock<std::mutex> lock_device() const { return std::unique_lock(device_mutex_); }
+  /// To be held by whoever calls on_device()'s functions while others may use the device too.
+  std::unique_lock<std::mutex> lock_device() const { return std::unique_lock(device_->mutex()); }
 
   StepRange steps() const { return steps_; }
   std::size_t rows() const { return rows_; }
@@ -97,7 +97,7 @@ class ExactSteps {
   mutable std::array<std::vector<std::uint32_t>, kMassFractions.size()> needed_total_, needed_prompt_;
   std::unique_ptr<DeviceHead> device_head_;
   mutable std::once_flag fetched_, weights_fetched_;
-  mutable std::mutex device_mutex_;
+  Device* device_ = nullptr;
 };
 
 }  // namespace kvsim

@@ -82,22 +82,14 @@ std::pair<Matrix<float>, std::vector<TokenIndex>> BlockFeatures::window_rows() c
   return {std::move(queries), std::move(position)};
 }
 
-void BlockFeatures::attend_window() const {
-  if (window_attended_) return;
-  const auto [queries, position] = window_rows();
-  device_->on_device()->attend(queries.view(), position);
-  window_attended_ = true;
-}
-
 void BlockFeatures::compute_window_weights() const {
   const LayerGeometry& g = layer_.geometry;
+  const auto [queries, position] = window_rows();
   if (device_ != nullptr) {
     const std::unique_lock lock = device_->lock_device();
-    attend_window();
-    window_weights_ = device_->on_device()->attended_weights();
+    window_weights_ = device_->on_device()->attention(queries.view(), position);
     return;
   }
-  const auto [queries, position] = window_rows();
   const std::size_t rows = queries.rows();
   window_weights_ = Matrix<float>(g.prompt, rows, kRowPad);
   for (std::size_t begin = 0; begin < rows; begin += kRowTile) {
@@ -106,30 +98,47 @@ void BlockFeatures::compute_window_weights() const {
   }
 }
 
-BlockFeatures::Rows BlockFeatures::compute_window_mean(std::uint32_t window) const {
+std::vector<BlockFeatures::Rows> BlockFeatures::compute_window_means(
+    std::span<const std::uint32_t> windows) const {
   const LayerGeometry& g = layer_.geometry;
-  KVSIM_CHECK(window > 0 && window <= most_window_, "window {} was not announced ({})", window, most_window_);
-  if (device_ == nullptr && window_weights_.empty()) compute_window_weights();
-  Rows means(g.group);
-  std::vector<double> sum(g.prompt);
-  for (std::size_t h = 0; h < g.group; ++h) {
-    const std::size_t end = (h + 1) * most_window_;
-    if (device_ != nullptr) {
-      const std::unique_lock lock = device_->lock_device();
-      attend_window();
-      device_->on_device()->attended_sums(end - window, end, sum);
-    } else {
-      column_sums(window_weights_.view(), end - window, end, sum);
-    }
-    narrow(sum, 1.0 / window, means[h]);
+  std::vector<RowRange> ranges;
+  for (const std::uint32_t window : windows) {
+    KVSIM_CHECK(window > 0 && window <= most_window_, "window {} was not announced ({})", window,
+                most_window_);
+    for (std::size_t h = 0; h < g.group; ++h)
+      ranges.push_back({(h + 1) * most_window_ - window, (h + 1) * most_window_});
+  }
+  Matrix<double> sums(ranges.size(), g.prompt);
+  if (device_ != nullptr) {
+    const auto [queries, position] = window_rows();
+    const std::unique_lock lock = device_->lock_device();
+    device_->on_device()->attention_sums(queries.view(), position, ranges, sums.view());
+  } else {
+    if (window_weights_.empty()) compute_window_weights();
+    for (std::size_t i = 0; i < ranges.size(); ++i)
+      column_sums(window_weights_.view(), ranges[i].begin, ranges[i].end, sums.view().row_span(i));
+  }
+  std::vector<Rows> means;
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    if (i % g.group == 0) means.emplace_back(g.group);
+    narrow(sums.view().row_span(i), 1.0 / windows[i / g.group], means.back()[i % g.group]);
   }
   return means;
+}
+
+void BlockFeatures::prepare_windows(std::span<const std::uint32_t> windows) {
+  if (windows.empty()) return;
+  const std::lock_guard lock(mutex_);
+  std::vector<Rows> means = compute_window_means(windows);
+  for (std::size_t i = 0; i < windows.size(); ++i) window_means_.emplace(windows[i], std::move(means[i]));
 }
 
 std::span<const float> BlockFeatures::window_mean(std::uint32_t window, std::size_t query_head) const {
   const std::lock_guard lock(mutex_);
   auto found = window_means_.find(window);
-  if (found == window_means_.end()) found = window_means_.emplace(window, compute_window_mean(window)).first;
+  if (found == window_means_.end())
+    found =
+        window_means_.emplace(window, std::move(compute_window_means(std::span(&window, 1)).front())).first;
   return found->second[query_head];
 }
 
@@ -148,11 +157,12 @@ std::vector<double> BlockFeatures::summed_prompt_attention(std::size_t h) const 
   std::vector<TokenIndex> position(prompt);
   std::iota(position.begin(), position.end(), TokenIndex{0});
   const std::unique_lock lock = device_->lock_device();
-  window_attended_ = false;
   for (std::size_t begin = 0; begin < prompt; begin += kPromptQueryRows) {
     const std::size_t count = std::min(prompt - begin, kPromptQueryRows);
-    device_->on_device()->attend(all.rows_from(begin, count), std::span(position).subspan(begin, count));
-    device_->on_device()->attended_sums(0, count, part);
+    const RowRange all_rows{0, count};
+    device_->on_device()->attention_sums(all.rows_from(begin, count),
+                                         std::span(position).subspan(begin, count), std::span(&all_rows, 1),
+                                         {part.data(), 1, prompt, prompt});
     for (std::size_t i = 0; i < prompt; ++i) total[i] += part[i];
   }
   return total;

@@ -1,4 +1,5 @@
-// Attention of chosen query rows over the prompt: windows, pseudo queries, true decode queries, all prompt queries.
+// Attention of chosen query rows over the prompt: windows, pseudo queries, true decode queries, all prompt
+// queries.
 #include <algorithm>
 
 #include "kernels/error.h"
@@ -16,7 +17,8 @@ TokenIndex position_of(const QueryRows& rows, std::size_t i, std::size_t n, std:
   std::size_t at = 0;
   switch (rows.source) {
     case Source::window:
-      KVSIM_CHECK(n + rows.behind <= prompt, "a window of {} moved back by {} in {} tokens", n, rows.behind, prompt);
+      KVSIM_CHECK(n + rows.behind <= prompt, "a window of {} moved back by {} in {} tokens", n, rows.behind,
+                  prompt);
       at = prompt - n - rows.behind + i;
       break;
     case Source::prompt:
@@ -82,17 +84,15 @@ void BlockFeatures::compute_rows(const QueryRows& rows, Matrix<float>& weights) 
   }
   if (device_ != nullptr && rows.source != Source::oracle) {
     const std::unique_lock lock = device_->lock_device();
-    window_attended_ = false;
-    device_->on_device()->attend(stacked.view(), position);
-    weights = device_->on_device()->attended_weights();
+    weights = device_->on_device()->attention(stacked.view(), position);
     return;
   }
   // True decode queries see the tokens decoded before them.
   const MatrixView<const float> seen = rows.source == Source::oracle ? block_.key.view() : keys();
   weights = Matrix<float>(seen.rows, stacked.rows(), kRowPad);
   for (std::size_t begin = 0; begin < stacked.rows(); begin += kRowTile) {
-    attention_weights(seen, stacked.view(), position, layer_.rule, begin, std::min(stacked.rows(), begin + kRowTile),
-                      weights.view());
+    attention_weights(seen, stacked.view(), position, layer_.rule, begin,
+                      std::min(stacked.rows(), begin + kRowTile), weights.view());
   }
 }
 
@@ -140,7 +140,8 @@ MatrixView<const float> BlockFeatures::outputs(const QueryRows& rows, std::size_
   return entry.outputs.view().rows_from(query_head * count(whole), count(rows));
 }
 
-void BlockFeatures::each_prompt_tile(std::size_t query_head, const std::function<void(const PromptTile&)>& visit) const {
+void BlockFeatures::each_prompt_tile(std::size_t query_head,
+                                     const std::function<void(const PromptTile&)>& visit) const {
   const std::size_t prompt = layer_.geometry.prompt;
   const MatrixView<const float> all = prompt_queries(query_head);
   std::vector<TokenIndex> position(prompt);
@@ -150,8 +151,8 @@ void BlockFeatures::each_prompt_tile(std::size_t query_head, const std::function
     const std::size_t seen = begin + count;  // keys behind the tile's last query have weight 0
     Matrix<float> weights(seen, count, kRowPad);
     const MatrixView<const float> tile = all.rows_from(begin, count);
-    attention_weights(keys().rows_from(0, seen), tile, std::span(position).subspan(begin, count), layer_.rule, 0, count,
-                      weights.view());
+    attention_weights(keys().rows_from(0, seen), tile, std::span(position).subspan(begin, count), layer_.rule,
+                      0, count, weights.view());
     visit({begin, count, tile, {weights.data(), seen, count, weights.stride()}});
   }
 }
@@ -162,7 +163,8 @@ MatrixView<const float> BlockFeatures::output_projection(std::size_t query_head)
   return block_.output_proj.view().rows_from(query_head * dv, dv);
 }
 
-std::span<const float> BlockFeatures::second_pass(const std::string& statistic, std::size_t query_head) const {
+std::span<const float> BlockFeatures::second_pass(const std::string& statistic,
+                                                  std::size_t query_head) const {
   const auto found = block_.second_pass.find(statistic);
   KVSIM_CHECK(found != block_.second_pass.end(), "no second-pass statistic '{}' was read", statistic);
   return found->second.view().row_span(query_head);

@@ -41,11 +41,14 @@ void UnitReplay::compute_oracle(std::size_t kv) {
   HeadOracle& oracle = oracles_[kv];
   if (!oracle.decode_mean.empty()) return;  // known from an earlier batch
   std::vector<std::vector<double>> sums(g_.group, std::vector<double>(g_.prompt, 0.0));
-  std::vector<std::vector<double>> removal(judges_scores() ? g_.group : 0, std::vector<double>(g_.prompt, 0.0));
+  std::vector<std::vector<double>> removal(judges_scores() ? g_.group : 0,
+                                           std::vector<double>(g_.prompt, 0.0));
   for (const StepRange& range : chunks()) {
-    auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold, settings_.device);
+    auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold,
+                                              settings_.device);
     for (std::size_t h = 0; h < g_.group; ++h) exact->add_prompt_sums(h, sums[h]);
-    for (std::size_t h = 0; h < removal.size(); ++h) add_removal_squares(*exact, heads_[kv].block, h, removal[h]);
+    for (std::size_t h = 0; h < removal.size(); ++h)
+      add_removal_squares(*exact, heads_[kv].block, h, removal[h]);
     if (settings_.memory.hold) {
       heads_[kv].exact = std::move(exact);
     } else if (exact->on_device() != nullptr) {
@@ -54,7 +57,8 @@ void UnitReplay::compute_oracle(std::size_t kv) {
   }
   for (std::size_t h = 0; h < g_.group; ++h) {
     std::vector<float> mean(g_.prompt);
-    for (std::size_t i = 0; i < g_.prompt; ++i) mean[i] = static_cast<float>(sums[h][i] / static_cast<double>(g_.decode));
+    for (std::size_t i = 0; i < g_.prompt; ++i)
+      mean[i] = static_cast<float>(sums[h][i] / static_cast<double>(g_.decode));
     oracle.of_query_head.emplace_back(mean);
     oracle.decode_mean.push_back(std::move(mean));
   }
@@ -64,9 +68,16 @@ void UnitReplay::compute_oracle(std::size_t kv) {
 void UnitReplay::make_features(std::size_t kv) {
   HeadState& head = heads_[kv];
   if (settings_.device != nullptr && !head.exact && !head.attending)
-    head.attending = std::make_unique<ExactSteps>(head.block, layer_, StepRange{0, std::min(kStepBlock, g_.decode)}, false, settings_.device);
-  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean, most_window_, budget_tokens_, head.exact.get(),
-                                                  settings_.device == nullptr ? nullptr : head.exact ? head.exact.get() : head.attending.get());
+    head.attending = std::make_unique<ExactSteps>(
+        head.block, layer_, StepRange{0, std::min(kStepBlock, g_.decode)}, false, settings_.device);
+  const ExactSteps* const device = settings_.device == nullptr ? nullptr
+                                   : head.exact                ? head.exact.get()
+                                                               : head.attending.get();
+  head.features = std::make_unique<BlockFeatures>(head.block, layer_, oracles_[kv].decode_mean,
+                                                  windows_.empty() ? 0 : *windows_.rbegin(), budget_tokens_,
+                                                  head.exact.get(), device);
+  if (device != nullptr)
+    head.features->prepare_windows(std::vector<std::uint32_t>(windows_.begin(), windows_.end()));
   head.hindsight = std::make_unique<HindsightFeatures>(*head.features);
 }
 
@@ -75,8 +86,11 @@ void UnitReplay::rank_oracle(std::size_t kv) {
   if (!oracles_[kv].of_kv_head) oracles_[kv].of_kv_head.emplace(decode_reference(*heads_[kv].features));
 }
 
-void UnitReplay::score_heads(std::size_t first_kv, std::size_t last_kv, std::size_t first, std::size_t last, bool hindsight) {
-  const auto units_of = [&](const Policy& policy) { return policy.unit() == Unit::query ? g_.group : std::size_t{1}; };
+void UnitReplay::score_heads(std::size_t first_kv, std::size_t last_kv, std::size_t first, std::size_t last,
+                             bool hindsight) {
+  const auto units_of = [&](const Policy& policy) {
+    return policy.unit() == Unit::query ? g_.group : std::size_t{1};
+  };
   for (std::size_t v = first; v < last; ++v) {
     const Policy& policy = *settings_.variants[v]->policy;
     for (LayerScores* scores : {&states_[v].scores, &states_[v].hindsight_scores}) {
@@ -84,18 +98,21 @@ void UnitReplay::score_heads(std::size_t first_kv, std::size_t last_kv, std::siz
       scores->units.resize(g_.kv_heads * units_of(policy));
     }
   }
-  // All heads at once: policies differ much in what they cost, so the heads of one keep the threads busy while another is long.
+  // All heads at once: policies differ much in what they cost, so the heads of one keep the threads busy
+  // while another is long.
   const std::size_t variants = last - first;
-  const std::vector<std::exception_ptr> errors = run_on_all_threads(variants * (last_kv - first_kv), [&](std::size_t i) {
-    const std::size_t kv = first_kv + i / variants;
-    VariantState& state = states_[first + i % variants];
-    if (state.failed) return;
-    const Policy& policy = *settings_.variants[first + i % variants]->policy;
-    const std::size_t units = units_of(policy);
-    policy.score(*heads_[kv].features, std::span(state.scores.units).subspan(kv * units, units));
-    if (hindsight && has_hindsight(policy))
-      policy.score(*heads_[kv].hindsight, std::span(state.hindsight_scores.units).subspan(kv * units, units));
-  });
+  const std::vector<std::exception_ptr> errors =
+      run_on_all_threads(variants * (last_kv - first_kv), [&](std::size_t i) {
+        const std::size_t kv = first_kv + i / variants;
+        VariantState& state = states_[first + i % variants];
+        if (state.failed) return;
+        const Policy& policy = *settings_.variants[first + i % variants]->policy;
+        const std::size_t units = units_of(policy);
+        policy.score(*heads_[kv].features, std::span(state.scores.units).subspan(kv * units, units));
+        if (hindsight && has_hindsight(policy))
+          policy.score(*heads_[kv].hindsight,
+                       std::span(state.hindsight_scores.units).subspan(kv * units, units));
+      });
   for (std::size_t i = 0; i < errors.size(); ++i)
     if (errors[i] && !states_[first + i % variants].failed) fail(first + i % variants, errors[i]);
 }
@@ -105,9 +122,10 @@ void UnitReplay::release_features(std::size_t kv, std::size_t first, std::size_t
   if (!settings_.memory.hold || !transforms(first, last)) heads_[kv].features.reset();
 }
 
-std::vector<std::vector<float>> UnitReplay::own_summary(const Policy& policy, const LayerScores& scores) const {
-  KVSIM_CHECK(g_.recorded_layers.size() == 1, "{} was not given the summaries of {} layers", policy.traits().name,
-              g_.recorded_layers.size());
+std::vector<std::vector<float>> UnitReplay::own_summary(const Policy& policy,
+                                                        const LayerScores& scores) const {
+  KVSIM_CHECK(g_.recorded_layers.size() == 1, "{} was not given the summaries of {} layers",
+              policy.traits().name, g_.recorded_layers.size());
   return {policy.summarise(g_, rank_layer(policy, g_, scores))};
 }
 
@@ -140,18 +158,20 @@ void UnitReplay::select(std::size_t first, std::size_t last) {
       const HeadOracle& oracle = oracles_[kv];
       state.sets.push_back(policy.traits().step_order
                                ? SetMetrics(settings_.budgets.size())
-                               : measure_sets(layer_, kv, state.selection, settings_.budgets.size(), oracle.of_query_head,
-                                              *oracle.of_kv_head));
+                               : measure_sets(layer_, kv, state.selection, settings_.budgets.size(),
+                                              oracle.of_query_head, *oracle.of_kv_head));
     }
     if (measures_layer()) state.projected = ProjectedError(settings_.budgets.size(), hidden(), g_.decode);
-    if (measures_relative()) state.sketched = ProjectedError(settings_.budgets.size(), std::min(hidden(), kSketch), g_.decode);
+    if (measures_relative())
+      state.sketched = ProjectedError(settings_.budgets.size(), std::min(hidden(), kSketch), g_.decode);
     if (responds()) state.response = SampledResponse(settings_.budgets.size(), samples_, g_.decode);
   });
 }
 
 void UnitReplay::emit_all(std::size_t first, std::size_t last, UnitResult& result) {
   std::vector<UnitResult> parts(last - first);
-  for (const std::exception_ptr& error : run_on_all_threads(parts.size(), [&](std::size_t i) { emit(first + i, parts[i]); }))
+  for (const std::exception_ptr& error :
+       run_on_all_threads(parts.size(), [&](std::size_t i) { emit(first + i, parts[i]); }))
     if (error) std::rethrow_exception(error);
   const auto append = [](auto& to, auto& from) {
     to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
@@ -172,13 +192,16 @@ UnitResult UnitReplay::run() {
   UnitResult result;
   result.layer = g_.layer;
   double scoring = 0, measuring = 0;
-  const auto seconds = [](Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); };
+  const auto seconds = [](Clock::time_point from) {
+    return std::chrono::duration<double>(Clock::now() - from).count();
+  };
   for (std::size_t v = 0; v < settings_.summaries.size(); ++v) {
     if (settings_.summaries[v] == nullptr || settings_.summaries[v]->failure.empty()) continue;
     states_[v].failed = true;
     states_[v].failure = settings_.summaries[v]->failure;
   }
-  const std::size_t batch = settings_.memory.hold ? std::max<std::size_t>(states_.size(), 1) : settings_.memory.variant_batch;
+  const std::size_t batch =
+      settings_.memory.hold ? std::max<std::size_t>(states_.size(), 1) : settings_.memory.variant_batch;
   for (std::size_t first = 0; first < states_.size(); first += batch) {
     const std::size_t last = std::min(states_.size(), first + batch);
     Clock::time_point start = Clock::now();
@@ -211,9 +234,9 @@ UnitResult UnitReplay::run() {
 }
 
 void UnitReplay::summarise(std::span<ModelSummaries> summaries) {
-  const bool future = std::any_of(settings_.variants.begin(), settings_.variants.end(), [](const Variant* variant) {
-    return has(variant->policy->needs(), Need::decode_queries);
-  });
+  const bool future =
+      std::any_of(settings_.variants.begin(), settings_.variants.end(),
+                  [](const Variant* variant) { return has(variant->policy->needs(), Need::decode_queries); });
   for (std::size_t v = 0; v < states_.size(); ++v) states_[v].failed = !summaries[v].failure.empty();
   for (std::size_t first = 0; first < states_.size(); first += settings_.memory.variant_batch) {
     const std::size_t last = std::min(states_.size(), first + settings_.memory.variant_batch);
@@ -236,7 +259,8 @@ void UnitReplay::summarise(std::span<ModelSummaries> summaries) {
   }
 }
 
-void add_summaries(const LayerContext& layer, const UnitSettings& settings, BlockSource& source, std::span<ModelSummaries> summaries) {
+void add_summaries(const LayerContext& layer, const UnitSettings& settings, BlockSource& source,
+                   std::span<ModelSummaries> summaries) {
   UnitReplay(layer, settings, source).summarise(summaries);
 }
 

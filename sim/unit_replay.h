@@ -5,6 +5,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,10 +25,10 @@ namespace kvsim {
 /// One KV head while it is in memory.
 struct HeadState {
   HeadBlock block;
-  std::unique_ptr<ExactSteps> exact;       // all steps, when the layer is held
-  std::unique_ptr<ExactSteps> attending;   // some steps on a device, for the features, where not all are held
+  std::unique_ptr<ExactSteps> exact;      // all steps, when the layer is held
+  std::unique_ptr<ExactSteps> attending;  // some steps on a device, for the features, where not all are held
   std::unique_ptr<BlockFeatures> features;
-  Matrix<float> sketch;                    // of the output projection, see sketch_of
+  Matrix<float> sketch;                          // of the output projection, see sketch_of
   std::unique_ptr<HindsightFeatures> hindsight;  // of `features`: variants share its results too
 };
 
@@ -36,7 +37,7 @@ struct HeadOracle {
   std::vector<std::vector<float>> decode_mean;  // [group][T]
   std::vector<OracleOrder> of_query_head;
   std::optional<OracleOrder> of_kv_head;
-  std::optional<RemovalCosts> removal_costs;      // where score_truth is measured
+  std::optional<RemovalCosts> removal_costs;  // where score_truth is measured
 };
 
 /// What is collected of one variant.
@@ -59,13 +60,17 @@ inline bool has_hindsight(const Policy& policy) { return policy.traits().windowe
 class UnitReplay {
  public:
   UnitReplay(const LayerContext& layer, const UnitSettings& settings, BlockSource& source)
-      : layer_(layer), g_(layer.geometry), settings_(settings), source_(source),
+      : layer_(layer),
+        g_(layer.geometry),
+        settings_(settings),
+        source_(source),
         row_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::row)),
         layer_metrics_(metrics_of_level(settings.metrics, MetricInfo::Level::layer)),
         heads_(g_.kv_heads),
-        oracles_(g_.kv_heads), states_(settings.variants.size()) {
+        oracles_(g_.kv_heads),
+        states_(settings.variants.size()) {
     for (const Variant* variant : settings.variants) {
-      if (has(variant->policy->needs(), Need::window_queries)) most_window_ = std::max(most_window_, variant->policy->window());
+      if (has(variant->policy->needs(), Need::window_queries)) windows_.insert(variant->policy->window());
       has_query_units_ |= variant->policy->unit() == Unit::query;
     }
     for (const BudgetPoint& budget : settings.budgets) budget_tokens_.push_back(budget.tokens);
@@ -82,7 +87,9 @@ class UnitReplay {
   }
   bool measures_layer() const { return !layer_metrics_.empty() && heads_hidden_ > 0; }
   /// Whether errors are seen against the residual stream.
-  bool measures_relative() const { return needs_norms(settings_.metrics) && heads_hidden_ > 0 && !layer_.residual_norm.empty(); }
+  bool measures_relative() const {
+    return needs_norms(settings_.metrics) && heads_hidden_ > 0 && !layer_.residual_norm.empty();
+  }
   bool responds() const { return samples_ > 0; }
   bool reads_deltas() const { return measures_layer() || measures_relative() || responds(); }
   void load(std::size_t kv);
@@ -92,7 +99,8 @@ class UnitReplay {
   void rank_oracle(std::size_t kv);
   void make_features(std::size_t kv);
   /// Scores the loaded heads [first_kv, last_kv) with variants first .. last - 1.
-  void score_heads(std::size_t first_kv, std::size_t last_kv, std::size_t first, std::size_t last, bool hindsight);
+  void score_heads(std::size_t first_kv, std::size_t last_kv, std::size_t first, std::size_t last,
+                   bool hindsight);
   /// Drops what only scoring reads.
   void release_features(std::size_t kv, std::size_t first, std::size_t last);
   std::vector<std::vector<float>> own_summary(const Policy& policy, const LayerScores& scores) const;
@@ -100,8 +108,10 @@ class UnitReplay {
   void measure_held(std::size_t first, std::size_t last);
   void measure_streamed(std::size_t first, std::size_t last);
   void measure_variant(std::size_t v, std::size_t kv, const ExactSteps& exact);
-  /// One part of the variant's selection; `device` holds what was found where the steps are on a device, else null.
-  void measure_part(std::size_t v, std::size_t kv, const ExactSteps& exact, const LayerSelection& part, const DeviceRows* device);
+  /// One part of the variant's selection; `device` holds what was found where the steps are on a device, else
+  /// null.
+  void measure_part(std::size_t v, std::size_t kv, const ExactSteps& exact, const LayerSelection& part,
+                    const DeviceRows* device);
   struct DeviceBatch;
   /// Adds up what the device found for a batch, and empties it.
   void take_batch(DeviceBatch& batch, std::size_t kv, const ExactSteps& exact, const CurveResults& results);
@@ -112,13 +122,17 @@ class UnitReplay {
   /// Variants first .. last - 1 by all threads, in the order of the variants.
   void emit_all(std::size_t first, std::size_t last, UnitResult& result);
   void emit_cell(std::size_t v, std::size_t budget, UnitResult& result);
-  void emit_layer_row(CellDistributions& cell, std::span<const double> squares, double resident, UnitResult& result);
+  void emit_layer_row(CellDistributions& cell, std::span<const double> squares, double resident,
+                      UnitResult& result);
   void emit_effect(VariantState& state, const CellDistributions& cell, UnitResult& result);
-  double row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget, double bytes, double union_bytes) const;
-  std::pair<double, double> resident_bytes(const VariantState& state, std::size_t kv, std::size_t budget) const;
+  double row_value(const VariantState& state, std::size_t kv, std::size_t metric, std::size_t budget,
+                   double bytes, double union_bytes) const;
+  std::pair<double, double> resident_bytes(const VariantState& state, std::size_t kv,
+                                           std::size_t budget) const;
   /// Whether one of the variants changes what it keeps: then features stay while it is measured.
   bool transforms(std::size_t first, std::size_t last) const {
-    return std::any_of(settings_.variants.begin() + static_cast<std::ptrdiff_t>(first), settings_.variants.begin() + static_cast<std::ptrdiff_t>(last),
+    return std::any_of(settings_.variants.begin() + static_cast<std::ptrdiff_t>(first),
+                       settings_.variants.begin() + static_cast<std::ptrdiff_t>(last),
                        [](const Variant* variant) { return variant->policy->traits().transforms; });
   }
   /// A UserError makes the variant fail; everything else goes on.
@@ -134,8 +148,8 @@ class UnitReplay {
   std::vector<HeadState> heads_;
   std::vector<HeadOracle> oracles_;
   std::vector<VariantState> states_;
-  std::uint32_t most_window_ = 0;
-  bool has_query_units_ = false;  // whether a variant selects for every query head
+  std::set<std::uint32_t> windows_;  // observation windows of the variants
+  bool has_query_units_ = false;     // whether a variant selects for every query head
   std::vector<std::uint32_t> budget_tokens_;
   std::size_t heads_hidden_ = 0, samples_ = 0;
   Matrix<float> exact_projection_;  // [hidden, steps]

@@ -109,7 +109,9 @@ void Measurement::describe() {
   groups_at_ = words.add(groups.data(), groups.size());
   std::vector<RankingOnDevice> curves(rankings_.size());
   curve_rankings_at_ = words.add(curves.data(), curves.size());
-  space_.words.fit(words.size());
+  const std::uint32_t* const before = space_.words.get();
+  if (space_.words.fit(words.size()) != before)
+    context_.stream.wait();  // memory is handed out in the order of that stream
   for (std::size_t r = 0; r < rankings_.size(); ++r) {
     const Ranking& ranking = rankings_[r];
     curves[r] = {at<const std::uint32_t>(order_at[ranking.order.data()]),
@@ -141,7 +143,10 @@ void Measurement::describe() {
     }
   }
   words.write(space_.host_words.fit(words.size()));
-  upload(space_.words.get(), space_.host_words.get(), words.size(), context_.stream);
+  // Beside what still runs: the last call that read these words has ended.
+  upload(space_.words.get(), space_.host_words.get(), words.size(), context_.uploads);
+  context_.described.record(context_.uploads);
+  context_.described.hold(context_.stream);
 }
 
 }  // namespace kvsim::cuda

@@ -51,6 +51,8 @@ CudaHead::CudaHead(Context& context, const HeadInput& head)
       low_(context.pool),
       value_high_(context.pool),
       value_low_(context.pool),
+      key_digits_(context.pool),
+      key_exponents_(context.pool),
       ranks_(context.pool),
       needed_total_(context.pool),
       needed_prompt_(context.pool) {
@@ -83,7 +85,7 @@ void CudaHead::unpack(const HeadInput& head) {
   Shipment& shipment = c.shipments[c.loads++ % c.shipments.size()];
   shipment.unpacked.wait();  // what it carried before
   const auto send = [&](Parcel& parcel, MatrixView<const float> from) {
-    parcel.type = pack(from, stored_, parcel.packed);
+    pack(from, stored_, parcel);
     const std::size_t bytes = from.rows * from.cols * size_of(parcel.type);
     const void* const before = parcel.raw.get();
     if (parcel.raw.fit(bytes) != before) c.stream.wait();  // memory is handed out in the order of that stream
@@ -104,24 +106,49 @@ void CudaHead::unpack(const HeadInput& head) {
   widen(shipment.values, head.values, size_.value_pad, values_.get());
   upload(c.position.fit(head.position.size()), shipment.position.get(), head.position.size(), c.stream);
   shipment.unpacked.record(c.stream);
-  split_values_ = shipment.values.type != DType::bfloat16;
+  split_values_ = !shipment.values.bfloat16;
+  queries_are_bfloat16_ = shipment.queries.bfloat16;
+  digits_ = shipment.keys.bfloat16 && size_.key_dim <= kMostDigitColumns;
+  if (digits_)
+    launch_digits(keys_.get(), size_.tokens, size_.key_dim,
+                  {key_digits_.fit(digit_bytes(static_cast<std::size_t>(size_.tokens), size_.key_dim)),
+                   key_exponents_.fit(static_cast<std::size_t>(size_.tokens))},
+                  c.stream.get());
   if (!ranked_) return;
   const std::size_t count = in_elements(size_.prompt, size_.value_pad);
   launch_split(values_.get(), count, value_high_.get(), split_values_ ? value_low_.fit(count) : nullptr,
                c.stream.get());
 }
 
+Softmax CudaHead::attend_to_keys(const Sizes& size, bool queries_are_bfloat16) {
+  Context& c = context_;
+  const Softmax softmax = c.softmax.fit(size);
+  const int* exponents = nullptr;
+  if (digits_) {  // row by row, so that a row's bits do not depend on the others'
+    const auto rows = static_cast<std::size_t>(size.rows);
+    const Digits queries{c.query_digits.fit(digit_bytes(rows, size.key_dim)), c.query_exponents.fit(rows)};
+    launch_digits(c.queries.get(), size.rows, size.key_dim, queries, c.stream.get());
+    launch_digit_softmax({key_digits_.get(), key_exponents_.get()}, queries, c.position.get(), size, rule_,
+                         softmax, c.stream.get());
+    exponents = queries.exponent;
+  }
+  if (!digits_ || !queries_are_bfloat16)
+    launch_softmax(keys_.get(), c.queries.get(), exponents, c.position.get(), size, rule_, softmax,
+                   c.stream.get());
+  launch_join(size, softmax, c.stream.get());
+  return softmax;
+}
+
 void CudaHead::compute_exact() {
   Context& c = context_;
-  const Softmax softmax = c.softmax.fit(size_);
-  launch_softmax(keys_.get(), c.queries.get(), c.position.get(), size_, rule_, softmax, c.stream.get());
+  const Softmax softmax = attend_to_keys(size_, queries_are_bfloat16_);
   launch_weights(softmax, size_, weights_.get(), high_.get(), low_.get(), c.stream.get());
   c.attended_keys.record(c.stream);
   const std::size_t chunks =
       output_chunks(static_cast<std::size_t>(size_.prompt), static_cast<std::size_t>(size_.tokens));
   const Outputs outputs{c.output_partial.fit(chunks * in_elements(size_.rows, size_.value_pad)), exact_.get(),
                         tail_.get(), tail_weight_.get(), norm_.get()};
-  launch_outputs(weights_.get(), values_.get(), size_, outputs, c.stream.get());
+  launch_outputs(weights_.get(), values_.get(), !split_values_, size_, outputs, c.stream.get());
   c.summed.record(c.stream);
 }
 
@@ -177,19 +204,15 @@ void CudaHead::check_rows(std::size_t begin, std::size_t end, std::size_t rows, 
               size_.prompt);
 }
 
-/// Sums go to the device, so that a kernel adds to them in order, and come back; or start from 0.
+/// Sums go to the device, so that a kernel adds to them in order, and come back.
 template <typename Launch>
-void CudaHead::through_sums(std::span<double> sum, bool keep, const Launch& launch) {
+void CudaHead::through_sums(std::span<double> sum, const Launch& launch) {
   Context& c = context_;
   const OnDevice on(c.index);
   double* const host = c.host_sums.fit(sum.size());
   double* const device = c.sums.fit(sum.size());
-  if (keep) {
-    std::copy(sum.begin(), sum.end(), host);
-    upload(device, host, sum.size(), c.stream);
-  } else {
-    check(cudaMemsetAsync(device, 0, sum.size_bytes(), c.stream.get()), "cudaMemsetAsync");
-  }
+  std::copy(sum.begin(), sum.end(), host);
+  upload(device, host, sum.size(), c.stream);
   launch(device);
   download(host, device, sum.size(), c.stream);
   c.stream.wait();
@@ -198,7 +221,7 @@ void CudaHead::through_sums(std::span<double> sum, bool keep, const Launch& laun
 
 void CudaHead::add_prompt_sums(std::size_t begin, std::size_t end, std::span<double> sum) {
   check_rows(begin, end, static_cast<std::size_t>(size_.rows), sum.size());
-  through_sums(sum, true, [&](double* sums) {
+  through_sums(sum, [&](double* sums) {
     launch_prompt_sums(weights_.get(), size_.prompt, size_.stride, static_cast<int>(begin),
                        static_cast<int>(end), sums, context_.stream.get());
   });
@@ -206,24 +229,24 @@ void CudaHead::add_prompt_sums(std::size_t begin, std::size_t end, std::span<dou
 
 void CudaHead::add_removal_squares(std::size_t begin, std::size_t end, std::span<double> squares) {
   check_rows(begin, end, static_cast<std::size_t>(size_.rows), squares.size());
-  through_sums(squares, true, [&](double* sums) {
+  through_sums(squares, [&](double* sums) {
     launch_removal_squares(weights_.get(), values_.get(), exact_.get(), size_, static_cast<int>(begin),
                            static_cast<int>(end), sums, context_.stream.get());
   });
 }
 
-void CudaHead::attend(MatrixView<const float> queries, std::span<const TokenIndex> position) {
+Sizes CudaHead::attend(MatrixView<const float> queries, std::span<const TokenIndex> position) {
   Context& c = context_;
   const OnDevice on(c.index);
   KVSIM_CHECK(queries.rows == position.size() && queries.rows > 0 &&
                   padded(queries.cols, kKeyPad) == static_cast<std::size_t>(size_.key_dim),
               "{} queries of size {}, {} positions", queries.rows, queries.cols, position.size());
-  attended_size_ = {};
   const Sizes size = sizes_of(static_cast<std::size_t>(size_.prompt), static_cast<std::size_t>(size_.prompt),
                               queries.rows, queries.cols, static_cast<std::size_t>(size_.value_dim));
   Shipment& shipment = c.shipments[c.loads++ % c.shipments.size()];
   shipment.unpacked.wait();
-  const DType type = pack(queries, stored_, shipment.queries.packed);
+  pack(queries, stored_, shipment.queries);
+  const DType type = shipment.queries.type;
   const std::size_t bytes = queries.rows * queries.cols * size_of(type);
   upload(shipment.queries.raw.fit(bytes), shipment.queries.packed.get(), bytes, c.stream);
   launch_widen(shipment.queries.raw.get(), type, queries.rows, static_cast<int>(queries.cols), size.key_dim,
@@ -231,19 +254,29 @@ void CudaHead::attend(MatrixView<const float> queries, std::span<const TokenInde
   std::copy(position.begin(), position.end(), shipment.position.fit(position.size()));
   upload(c.position.fit(position.size()), shipment.position.get(), position.size(), c.stream);
   shipment.unpacked.record(c.stream);
-  const Softmax softmax = c.softmax.fit(size);
-  launch_softmax(keys_.get(), c.queries.get(), c.position.get(), size, rule_, softmax, c.stream.get());
+  const Softmax softmax = attend_to_keys(size, shipment.queries.bfloat16);
   launch_weights(softmax, size, c.attended.fit(in_elements(size.tokens, size.stride)), nullptr, nullptr,
                  c.stream.get());
-  attended_size_ = size;
+  return size;
 }
 
-void CudaHead::attended_sums(std::size_t begin, std::size_t end, std::span<double> sum) {
-  check_rows(begin, end, static_cast<std::size_t>(attended_size_.rows), sum.size());
-  through_sums(sum, false, [&](double* sums) {
-    launch_prompt_sums(context_.attended.get(), size_.prompt, attended_size_.stride, static_cast<int>(begin),
-                       static_cast<int>(end), sums, context_.stream.get());
-  });
+void CudaHead::attention_sums(MatrixView<const float> queries, std::span<const TokenIndex> position,
+                              std::span<const RowRange> ranges, MatrixView<double> sums) {
+  Context& c = context_;
+  const OnDevice on(c.index);
+  KVSIM_CHECK(sums.rows == ranges.size() && !ranges.empty(), "{} rows for {} sums", sums.rows, ranges.size());
+  for (const RowRange& range : ranges) check_rows(range.begin, range.end, queries.rows, sums.cols);
+  const Sizes size = attend(queries, position);
+  const std::size_t count = sums.rows * sums.cols;
+  double* const device = c.sums.fit(count);
+  double* const host = c.host_sums.fit(count);
+  check(cudaMemsetAsync(device, 0, count * sizeof(double), c.stream.get()), "cudaMemsetAsync");
+  for (std::size_t i = 0; i < ranges.size(); ++i)
+    launch_prompt_sums(c.attended.get(), size_.prompt, size.stride, static_cast<int>(ranges[i].begin),
+                       static_cast<int>(ranges[i].end), device + i * sums.cols, c.stream.get());
+  download(host, device, count, c.stream);
+  c.stream.wait();
+  for (std::size_t i = 0; i < sums.rows; ++i) std::copy_n(host + i * sums.cols, sums.cols, sums.row(i));
 }
 
 namespace {
@@ -281,9 +314,9 @@ Matrix<std::uint32_t> fetched_ranks(const Context& context, const unsigned char*
 
 Matrix<float> CudaHead::weights() { return fetched(context_, weights_.get(), size_); }
 
-Matrix<float> CudaHead::attended_weights() {
-  KVSIM_CHECK(attended_size_.rows > 0, "weights of queries that were not attended");
-  return fetched(context_, context_.attended.get(), attended_size_);
+Matrix<float> CudaHead::attention(MatrixView<const float> queries, std::span<const TokenIndex> position) {
+  const Sizes size = attend(queries, position);
+  return fetched(context_, context_.attended.get(), size);
 }
 
 Matrix<std::uint32_t> CudaHead::ranks() {

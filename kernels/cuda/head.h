@@ -19,9 +19,9 @@ class CudaHead final : public DeviceHead {
   void add_removal_squares(std::size_t begin, std::size_t end, std::span<double> squares) override;
   Matrix<float> weights() override;
   Matrix<std::uint32_t> ranks() override;
-  void attend(MatrixView<const float> queries, std::span<const TokenIndex> position) override;
-  void attended_sums(std::size_t begin, std::size_t end, std::span<double> sum) override;
-  Matrix<float> attended_weights() override;
+  Matrix<float> attention(MatrixView<const float> queries, std::span<const TokenIndex> position) override;
+  void attention_sums(MatrixView<const float> queries, std::span<const TokenIndex> position,
+                      std::span<const RowRange> ranges, MatrixView<double> sums) override;
 
   /// Bytes that a head keeps.
   static std::size_t bytes(const DeviceShape& shape);
@@ -31,8 +31,12 @@ class CudaHead final : public DeviceHead {
   void compute_exact();
   void compute_ranks();
   bool wide() const { return static_cast<std::size_t>(size_.prompt) > kNarrowRanks; }
+  /// The softmax of the context's queries.
+  Softmax attend_to_keys(const Sizes& size, bool queries_are_bfloat16);
+  /// Leaves weights of the queries in the context's memory; what that holds is returned.
+  Sizes attend(MatrixView<const float> queries, std::span<const TokenIndex> position);
   template <typename Launch>
-  void through_sums(std::span<double> sum, bool keep, const Launch& launch);
+  void through_sums(std::span<double> sum, const Launch& launch);
   void check_rows(std::size_t begin, std::size_t end, std::size_t rows, std::size_t tokens) const;
 
   Context& context_;
@@ -41,12 +45,15 @@ class CudaHead final : public DeviceHead {
   DType stored_;
   bool ranked_;
   bool split_values_ = false;
+  bool queries_are_bfloat16_ = false;
+  bool digits_ = false;  // whether the keys lie in key_digits_
   Buffer<float> keys_, values_, weights_, exact_, tail_, tail_weight_;
   Buffer<double> norm_;
   Buffer<__nv_bfloat16> high_, low_, value_high_, value_low_;
+  Buffer<std::int8_t> key_digits_;
+  Buffer<int> key_exponents_;
   Buffer<unsigned char> ranks_;
   Buffer<std::uint32_t> needed_total_, needed_prompt_;
-  Sizes attended_size_;  // rows 0: nothing was attended
   mutable std::optional<HeadExact> host_;
   friend class Measurement;
 };

@@ -24,7 +24,7 @@ constexpr int kCoarseBins =
 constexpr int kCoarseVectors = (kCoarseBins + 7) / 8;  // of 4 words
 constexpr int kFineWordsOfThread = 17;                 // odd: no two threads of a warp in one bank
 constexpr int kFineWords = kMostShortTokens / 2;  // two bins of 16 bits in a word; no more bins than tokens
-constexpr int kAtOnce = 6;                        // pairs of a thread that are read together
+constexpr int kAtOnce = 4;                        // pairs of a thread that are read together
 constexpr int kMostInBin = 64;
 constexpr std::uint32_t kLow = (1u << kCoarseShift) - 1;
 static_assert(kFineWordsOfThread * kThreads >= kFineWords && kMostShortTokens <= 0xffff);
@@ -119,14 +119,19 @@ __device__ __forceinline__ void each_token(const Seen& seen, const Of& of) {
       of(i, token);
 }
 
-/// Keys of the thread's tokens become their places in the order; false (and the keys are lost) where bins do
-/// not help.
-__device__ __forceinline__ bool place_by_bins(Space& space, const Seen& seen, std::uint32_t (&item)[kItems]) {
+/// Finds the places of the thread's tokens in the order; false where bins do not help. each_weight calls
+/// of(item, token, weight) as each_token does.
+template <typename EachWeight>
+__device__ __forceinline__ bool place_by_bins(Space& space, const Seen& seen, const EachWeight& each_weight,
+                                              std::uint32_t (&item)[kItems]) {
   BinSpace& bins = space.bins;
   constexpr int kVectors = static_cast<int>((sizeof(bins.coarse) + sizeof(bins.fine)) / sizeof(uint4));
   for (int i = threadIdx.x; i < kVectors; i += kThreads) reinterpret_cast<uint4*>(bins.coarse)[i] = uint4{};
   __syncthreads();
-  each_token(seen, [&](int i, int) { count_half(bins.coarse, item[i] >> kCoarseShift); });
+  each_weight([&](int i, int, float w) {
+    item[i] = key_of(w);
+    count_half(bins.coarse, item[i] >> kCoarseShift);
+  });
   __syncthreads();
   lay_out_bins(space);
   each_token(seen, [&](int i, int) {
@@ -222,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int* const exponent =
       in.exponent + static_cast<std::size_t>(row) * (size.token_stride / kSoftmaxSlice);
   const int most = in.most[row];
-  const double inverse = in.inverse[row];
+  const Factor of_row = factor_of_row(in.inverse[row]);
   /// Calls of(item, token, weight) as each_token does; tokens are read in pairs, which share a slice.
   const auto each_weight = [&](const auto& of) {
     const int base = (seen.first & ~1) + 2 * static_cast<int>(threadIdx.x);
@@ -241,18 +246,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int v = 0; v < kAtOnce; ++v) {
         const int token = base + (first + v) * 2 * kThreads, i = 2 * (first + v);
         if (i >= kItems) continue;
-        const double shared = two_to(power[v] - most) * inverse;
+        const Factor shared = factor_of_slice(of_row, power[v] - most);
         if (token >= seen.first && token < seen.last) of(i, token, weight_of(pair[v].x, shared));
         if (token + 1 < seen.last) of(i + 1, token + 1, weight_of(pair[v].y, shared));
       }
     }
   };
   std::uint32_t item[kItems];
-  each_weight([&](int i, int, float w) { item[i] = key_of(w); });
-  if (!place_by_bins(space, seen, item)) {
+  if (!place_by_bins(space, seen, each_weight, item)) {
     for (int at = threadIdx.x; at < n; at += kThreads)
       space.sort.key[at] = key_of(weight_of(
-          part[seen.first + at], two_to(exponent[(seen.first + at) / kSoftmaxSlice] - most) * inverse));
+          part[seen.first + at],
+          factor_of_slice(of_row, exponent[(seen.first + at) / kSoftmaxSlice] - most)));
     place_by_sort(space, n);
     each_token(seen, [&](int i, int token) { item[i] = space.sort.key[token - seen.first]; });
     __syncthreads();

@@ -19,13 +19,38 @@ __device__ inline Seen seen_by(std::uint32_t position, unsigned window, int toke
   return {first, last};
 }
 
+/// 2^x for x in [-0.5, 0.5], relative error below 1e-7.
+__device__ inline float power_of_two(float x) {
+  float p = 1.535336188319500e-4f;  // the coefficients of exp2f of the Cephes library
+  p = fmaf(p, x, 1.339887440266574e-3f);
+  p = fmaf(p, x, 9.618437357674640e-3f);
+  p = fmaf(p, x, 5.550332471162809e-2f);
+  p = fmaf(p, x, 2.402264791363012e-1f);
+  p = fmaf(p, x, 6.931472028550421e-1f);
+  return fmaf(p, x, 1.0f);
+}
+
 /// 2^n, 0 where that is far below any float.
 __device__ inline double two_to(int n) { return n < -1000 ? 0.0 : __hiloint2double((1023 + n) << 20, 0); }
 
+/// What parts of a slice are multiplied with, as two floats: units that convert doubles are few.
+struct Factor {
+  float high, low;
+};
+__device__ inline Factor factor_of_row(double inverse) {
+  const auto high = static_cast<float>(inverse);
+  return {high, static_cast<float>(inverse - static_cast<double>(high))};
+}
+/// The row's factor times 2^n, n <= 0; 0 where that leaves no normal weight.
+__device__ inline Factor factor_of_slice(const Factor& row, int n) {
+  const float power = n < -126 ? 0.0f : __int_as_float((n + 127) << 23);
+  return {row.high * power, row.low * power};
+}
+
 /// The weight of a token: the one rounding that all kernels agree on. What falls below the normal floats
 /// becomes 0, as on the CPU.
-__device__ inline float weight_of(float part, double factor) {
-  const float w = fminf(static_cast<float>(static_cast<double>(part) * factor), 1.0f);
+__device__ inline float weight_of(float part, const Factor& slice) {
+  const float w = fminf(fmaf(part, slice.high, part * slice.low), 1.0f);
   return w < FLT_MIN ? 0.0f : w;
 }
 

@@ -215,10 +215,11 @@ int main(int argc, char** argv) {
              wall([&] { loaded->add_removal_squares(0, head.rows(), sum); }));
   const auto few = head.queries.view().rows_from(0, std::min<std::size_t>(head.rows(), 256));
   const std::span position(head.position.data(), few.rows);
-  fmt::print("wall: attend of {} rows and their sums {:.3f} ms\n", few.rows, wall([&] {
-               loaded->attend(few, position);
-               loaded->attended_sums(0, few.rows, sum);
-             }));
+  std::vector<RowRange> windows;
+  for (std::size_t i = 1; i <= 32; ++i) windows.push_back({few.rows - few.rows * i / 32, few.rows});
+  Matrix<double> sums(windows.size(), prompt);
+  fmt::print("wall: attention of {} rows and {} sums of them {:.3f} ms\n", few.rows, windows.size(),
+             wall([&] { loaded->attention_sums(few, position, windows, sums.view()); }));
   std::vector<std::vector<std::uint32_t>> own(
       count, counts);  // counts of its own for each ranking, as adaptive policies have
   for (std::size_t i = 0; i < count; ++i)

@@ -155,8 +155,7 @@ TEST_F(CudaReplay, OtherQueriesAttendToThePrompt) {
     attention_weights(head.keys.view().rows_from(0, prompt), queries.view(), position, head.rule, 0, rows,
                       expected.view());
     const Matrix<float> before = gpu->weights();
-    gpu->attend(queries.view(), position);
-    const Matrix<float> weights = gpu->attended_weights();
+    const Matrix<float> weights = gpu->attention(queries.view(), position);
     ASSERT_EQ(weights.rows(), prompt);
     ASSERT_EQ(weights.stride(), expected.stride());
     for (std::size_t t = 0; t < prompt; ++t)
@@ -165,10 +164,14 @@ TEST_F(CudaReplay, OtherQueriesAttendToThePrompt) {
         ASSERT_NEAR(static_cast<double>(weights.row(t)[r]), wanted, 2e-6 * wanted + 1e-37)
             << "token " << t << " row " << r;
       }
-    std::vector<double> sum(prompt, 7.0), wanted(prompt);
-    gpu->attended_sums(0, rows, sum);
-    column_sums(expected.view(), 0, rows, wanted);
-    for (std::size_t t = 0; t < prompt; ++t) EXPECT_NEAR(sum[t], wanted[t], 2e-6 * wanted[t] + 1e-30);
+    const std::vector<RowRange> ranges{{0, rows}, {rows / 2, rows}, {1, 1}};
+    Matrix<double> sums(ranges.size(), prompt);
+    gpu->attention_sums(queries.view(), position, ranges, sums.view());
+    std::vector<double> wanted(prompt);
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      column_sums(expected.view(), ranges[i].begin, ranges[i].end, wanted);
+      for (std::size_t t = 0; t < prompt; ++t) EXPECT_NEAR(sums(i, t), wanted[t], 2e-6 * wanted[t] + 1e-30) << "range " << i;
+    }
     const Matrix<float> after = gpu->weights();
     EXPECT_TRUE(std::equal(before.data(), before.data() + before.rows() * before.stride(), after.data()));
   }

@@ -135,16 +135,17 @@ class HostHead final : public DeviceHead {
     return copy_of(MatrixView<const std::uint32_t>(ranks_.view()), kRowPad);
   }
 
-  void attend(MatrixView<const float> queries, std::span<const TokenIndex> position) override {
-    attended_ = Matrix<float>(prompt_, queries.rows, kRowPad);
+  Matrix<float> attention(MatrixView<const float> queries, std::span<const TokenIndex> position) override {
+    Matrix<float> weights(prompt_, queries.rows, kRowPad);
     attention_weights(keys_.view().rows_from(0, prompt_), queries, position, rule_, 0, queries.rows,
-                      attended_.view());
+                      weights.view());
+    return weights;
   }
-  void attended_sums(std::size_t begin, std::size_t end, std::span<double> sum) override {
-    column_sums(attended_.view(), begin, end, sum);
-  }
-  Matrix<float> attended_weights() override {
-    return copy_of(MatrixView<const float>(attended_.view()), kRowPad);
+  void attention_sums(MatrixView<const float> queries, std::span<const TokenIndex> position,
+                      std::span<const RowRange> ranges, MatrixView<double> sums) override {
+    const Matrix<float> weights = attention(queries, position);
+    for (std::size_t i = 0; i < ranges.size(); ++i)
+      column_sums(weights.view(), ranges[i].begin, ranges[i].end, sums.row_span(i));
   }
 
  private:
@@ -177,7 +178,7 @@ class HostHead final : public DeviceHead {
     return out;
   }
 
-  Matrix<float> keys_, values_, queries_, weights_, exact_, tail_, attended_;
+  Matrix<float> keys_, values_, queries_, weights_, exact_, tail_;
   std::vector<float> tail_weight_;
   std::vector<TokenIndex> position_;
   Matrix<std::uint32_t> ranks_;
