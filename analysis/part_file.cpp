@@ -323,6 +323,7 @@ struct PartReader::State {
   PartInfo info;
   std::vector<std::uint32_t> variant_of, budget_of;  // the part's indices -> the description's, or kNotInRun
   std::size_t row_metrics = 0, layer_metrics = 0;
+  bool listed = false;  // cells and numbers of rows are in info: most readers never ask
 
   State(const std::string& path, const RunDescription& run) : file(h5::File::open(path)), description(run) {}
 
@@ -425,12 +426,15 @@ PartReader::PartReader(const std::string& path, const RunDescription& descriptio
   state_->info.path = path;
   state_->identify();
   state_->map_names();
-  state_->list_cells();
 }
 PartReader::PartReader(PartReader&&) noexcept = default;
 PartReader::~PartReader() = default;
 
-const PartInfo& PartReader::info() const { return state_->info; }
+const PartInfo& PartReader::info() const {
+  if (!state_->listed) state_->list_cells();
+  state_->listed = true;
+  return state_->info;
+}
 
 void PartReader::verify() const {
   Checksum checksum;

@@ -71,8 +71,8 @@ UnitResult read_part(const std::string& path, const RunDescription& description)
 /// not expected.
 std::map<UnitId, std::vector<CellId>> missing_cells(const RunRecord& record, std::span<const PartInfo> parts);
 
-/// Distributions of some cells as they are stored (packed_distribution.h): cell i has bytes[begin[i] .. begin[i + 1]), one
-/// metric after the other.
+/// Distributions of some cells as they are stored (packed_distribution.h): cell i has bytes[begin[i] ..
+/// begin[i + 1]), one metric after the other.
 struct PackedCells {
   std::vector<std::uint8_t> bytes;
   std::vector<std::uint64_t> begin;
@@ -86,6 +86,7 @@ class PartReader {
   PartReader(PartReader&&) noexcept;
   ~PartReader();
 
+  /// The first call reads which cells there are, and throws UserError when that makes no sense.
   const PartInfo& info() const;
   /// Reads all results once. Throws UserError when the checksum is wrong.
   void verify() const;

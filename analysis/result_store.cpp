@@ -22,8 +22,8 @@
 namespace kvsim {
 namespace {
 
-// Cells whose distributions are in memory at once: at 16 metrics and a thousand bins of 16 bytes, 64 MiB, and as much again for 50
-// layers as they are stored.
+// Cells whose distributions are in memory at once: at 16 metrics and a thousand bins of 16 bytes, 64 MiB, and
+// as much again for 50 layers as they are stored.
 constexpr std::size_t kCellsAtOnce = 256;
 constexpr std::size_t kMissingShown = 8;
 
@@ -401,8 +401,8 @@ MergeOutcome merge_results(const std::vector<std::string>& folders, const std::s
   return merge_results(collect_parts(folders), folders, out, options);
 }
 
-MergeOutcome merge_results(const PartSet& parts, const std::vector<std::string>& folders, const std::string& out,
-                           const MergeOptions& options) {
+MergeOutcome merge_results(const PartSet& parts, const std::vector<std::string>& folders,
+                           const std::string& out, const MergeOptions& options) {
   check_complete(parts, folders, options);
   make_folder(out);
   give_back_unset();
