@@ -1,6 +1,7 @@
 // Metrics of a kept set as a whole.
 #include "sim/set_metrics.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -20,13 +21,14 @@ constexpr std::array kColumns{&SetMetrics::consistency,    &SetMetrics::jaccard,
                               &SetMetrics::evidence};
 static_assert(sizeof(SetMetrics) == kColumns.size() * sizeof(std::vector<double>), "a member is no column");
 
-/// The tokens of `order` that are not protected, in order.
-std::vector<TokenIndex> free_part(std::span<const TokenIndex> order, const std::vector<bool>& is_protected) {
-  std::vector<TokenIndex> part;
-  part.reserve(order.size());
-  for (const TokenIndex token : order)
-    if (!is_protected[token]) part.push_back(token);
-  return part;
+/// Places in an order without some of its tokens: place[t] less those of them that stand before token t.
+std::vector<std::uint32_t> places_without(std::span<const std::uint32_t> place, std::span<const TokenIndex> left_out) {
+  std::vector<std::uint32_t> before(place.size() + 1, 0);  // before[p]: tokens left out at places below p
+  for (const TokenIndex token : left_out) before[place[token] + 1] = 1;
+  for (std::size_t p = 1; p < before.size(); ++p) before[p] += before[p - 1];
+  std::vector<std::uint32_t> rest(place.size());
+  for (std::size_t t = 0; t < place.size(); ++t) rest[t] = place[t] - before[place[t]];
+  return rest;
 }
 
 /// Running sums of `value` along `order`: prefix[i] = sum over the first i tokens.
@@ -38,16 +40,14 @@ std::vector<double> prefix_sums(std::span<const TokenIndex> order, std::span<con
 
 void free_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
                   SetMetrics& out) {
-  const std::size_t prompt = unit.order.size();
-  std::vector<bool> is_protected(prompt, false);
-  for (std::size_t i = 0; i < unit.protected_count; ++i) is_protected[unit.order[i]] = true;
+  // An order begins with the protected tokens.
+  const std::span<const TokenIndex> order = unit.order, guarded = order.first(unit.protected_count), own = order.subspan(unit.protected_count);
   std::vector<std::uint32_t> free_counts;
   for (const std::uint32_t count : unit.ascending)
     free_counts.push_back(count > unit.protected_count ? count - static_cast<std::uint32_t>(unit.protected_count) : 0);
-  const std::vector<TokenIndex> own = free_part(unit.order, is_protected);
-  const std::vector<std::uint64_t> agree = overlaps(own, free_part(oracle.order, is_protected), free_counts);
+  const std::vector<std::uint64_t> agree = overlaps(own, places_without(oracle.place, guarded), free_counts);
   std::vector<std::uint64_t> with_hindsight;
-  if (!hindsight.empty()) with_hindsight = overlaps(own, free_part(hindsight, is_protected), free_counts);
+  if (!hindsight.empty()) with_hindsight = overlaps(own, places_without(places_in(hindsight), guarded), free_counts);
   for (std::size_t b = 0; b < free_counts.size(); ++b) {
     const std::size_t at = unit.place[b];
     const double n = free_counts[at];
@@ -63,6 +63,8 @@ void free_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::spa
 
 OracleOrder::OracleOrder(std::vector<float> mean_attention) : mean(std::move(mean_attention)), order(mean.size()) {
   sort_descending(mean, order);
+  place = places_in(order);
+  mass = prefix_sums(order, mean);
 }
 
 SetMetrics::SetMetrics(std::size_t budgets) {
@@ -84,12 +86,14 @@ void SetMetrics::place(const SetMetrics& other, std::span<const std::size_t> bud
     for (std::size_t i = 0; i < budgets.size(); ++i) (this->*column)[budgets[i]] = (other.*column)[i];
 }
 
-std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const TokenIndex> b,
+std::vector<std::uint32_t> places_in(std::span<const TokenIndex> order) {
+  std::vector<std::uint32_t> place(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<std::uint32_t>(i);
+  return place;
+}
+
+std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const std::uint32_t> place_in_b,
                                     std::span<const std::uint32_t> counts) {
-  TokenIndex most = 0;
-  for (const TokenIndex token : a) most = std::max(most, token);
-  std::vector<std::uint32_t> place_in_b(static_cast<std::size_t>(most) + 1, 0);
-  for (std::size_t i = 0; i < b.size(); ++i) place_in_b[b[i]] = static_cast<std::uint32_t>(i);
   std::vector<std::uint32_t> joint(a.size(), 0);  // joint[i]: tokens that are in both sets from size i + 1 on
   for (std::size_t i = 0; i < a.size(); ++i) ++joint[std::max<std::size_t>(i, place_in_b[a[i]])];
   std::vector<std::uint64_t> result;
@@ -105,9 +109,8 @@ std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<con
 SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
                        std::span<const std::pair<std::uint32_t, std::uint32_t>> evidence) {
   SetMetrics out(unit.counts.size());
-  const std::vector<std::uint64_t> agree = overlaps(unit.order, oracle.order, unit.ascending);
+  const std::vector<std::uint64_t> agree = overlaps(unit.order, oracle.place, unit.ascending);
   const std::vector<double> own_mass = prefix_sums(unit.order, oracle.mean);
-  const std::vector<double> best_mass = prefix_sums(oracle.order, oracle.mean);
   std::vector<float> is_evidence(evidence.empty() ? 0 : unit.order.size(), 0.0f);
   double evidence_tokens = 0;
   for (const auto& [begin, end] : evidence) {
@@ -126,7 +129,7 @@ SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std
     const double overlap = static_cast<double>(agree[unit.place[b]]);
     out.consistency[b] = overlap / n;
     out.jaccard[b] = overlap / (2.0 * n - overlap);
-    if (best_mass[n] > 0) out.mass_ratio[b] = own_mass[n] / best_mass[n];
+    if (oracle.mass[n] > 0) out.mass_ratio[b] = own_mass[n] / oracle.mass[n];
   }
   free_metrics(unit, oracle, hindsight, out);
   return out;

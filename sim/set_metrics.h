@@ -13,8 +13,10 @@ namespace kvsim {
 
 /// The true decode queries' mean attention over the prompt, and the order in which it ranks the tokens.
 struct OracleOrder {
-  std::vector<float> mean;          // [T]
-  std::vector<TokenIndex> order;    // [T]
+  std::vector<float> mean;           // [T]
+  std::vector<TokenIndex> order;     // [T]
+  std::vector<std::uint32_t> place;  // [T], of each token in the order
+  std::vector<double> mass;          // [T + 1]: of the first i tokens of the order
 
   explicit OracleOrder(std::vector<float> mean_attention);
 };
@@ -31,9 +33,12 @@ struct SetMetrics {
   void place(const SetMetrics& other, std::span<const std::size_t> budgets);
 };
 
-/// overlap[i] = |first counts[i] of a  intersect  first counts[i] of b| for two orders of the same tokens: one histogram
-/// of the larger of the two places (metrics.md, "Budget curves in one pass").
-std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const TokenIndex> b,
+/// Where each token stands in an order of the tokens 0 .. T-1.
+std::vector<std::uint32_t> places_in(std::span<const TokenIndex> order);
+
+/// overlap[i] = |first counts[i] of a  intersect  first counts[i] of b| for two orders of the same tokens, of b the places of
+/// its tokens: one histogram of the larger of the two places (metrics.md, "Budget curves in one pass"). Counts ascend.
+std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const std::uint32_t> place_in_b,
                                     std::span<const std::uint32_t> counts);
 
 /// `hindsight` may be empty. `evidence` are token ranges inside the prompt.

@@ -205,7 +205,9 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request,
   if (sizes.transforms)
     sizes.task +=
         4 * g.prompt * (g.key_dim + g.value_dim) * sizeof(float) + tokens * kTransformedTile * sizeof(double);
-  sizes.heads = g.kv_heads * g.group * g.prompt * 2 * sizeof(float);
+  // Mean attention of every query head, and orders by it: mean, order, place and running mass of each and of all together.
+  constexpr std::uint64_t kOrderBytes = 3 * sizeof(float) + sizeof(double);
+  sizes.heads = g.kv_heads * g.prompt * (g.group * sizeof(float) + (g.group + 1) * kOrderBytes);
   return sizes;
 }
 

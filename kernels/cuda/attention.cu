@@ -1,5 +1,4 @@
-// Exact attention weights of a head. Products of queries and keys run on the tensor cores in double, or as exact
-// integers in attention_digits.cu; each
+// Exact attention weights of a head. Products of queries and keys run on the tensor cores in double; each
 // slice of 32 tokens is exponentiated against a power of two of its own, and the slices are joined by exact
 // powers of two afterwards.
 #include "kernels/cuda/kernels.h"
@@ -25,18 +24,23 @@ __device__ float4 part_of_row(const float* tile, int row, int q) {
   return *reinterpret_cast<const float4*>(tile + row * kKeyPad + 4 * q);
 }
 
+/// 2^x for x in [-0.5, 0.5], relative error below 1e-7.
+__device__ float power_of_two(float x) {
+  float p = 1.535336188319500e-4f;  // the coefficients of exp2f of the Cephes library
+  p = fmaf(p, x, 1.339887440266574e-3f);
+  p = fmaf(p, x, 9.618437357674640e-3f);
+  p = fmaf(p, x, 5.550332471162809e-2f);
+  p = fmaf(p, x, 2.402264791363012e-1f);
+  p = fmaf(p, x, 6.931472028550421e-1f);
+  return fmaf(p, x, 1.0f);
+}
+
 template <bool Softcap>
 __global__ void __launch_bounds__(kThreads, 2)
     softmax_kernel(const float* __restrict__ keys, const float* __restrict__ queries,
-                   const int* __restrict__ query_exponent, const std::uint32_t* __restrict__ position, Sizes size, Rule rule, Softmax out) {
+                   const std::uint32_t* __restrict__ position, Sizes size, Rule rule, Softmax out) {
   extern __shared__ __align__(16) float space[];
   const int row0 = blockIdx.x * kRows, first_tile = blockIdx.y * kTiles;
-  const auto asked = [&](int row) {
-    return row < size.rows && (query_exponent == nullptr || query_exponent[row] == kNoDigits);
-  };
-  if (query_exponent != nullptr &&
-      __syncthreads_or(threadIdx.x < kRows && asked(row0 + static_cast<int>(threadIdx.x))) == 0)
-    return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int warp_row = warp % 2 * 32, warp_token = warp / 2 * 32;
   const int steps = size.key_dim / kKeyPad, tiles = min(kTiles, size.token_stride / kTokens - first_tile);
@@ -131,13 +135,13 @@ __global__ void __launch_bounds__(kThreads, 2)
             part[e] = x < -126.0 ? 0.0f : power_of_two(fraction) * power;
             total += static_cast<double>(part[e]);
           }
-          if (asked(row))
+          if (row < size.rows)
             *reinterpret_cast<float2*>(out.part + static_cast<std::size_t>(row) * size.token_stride + token0 +
                                        warp_token + 8 * n + 2 * q) = make_float2(part[0], part[1]);
         }
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        if (q == 0 && asked(row)) {
+        if (q == 0 && row < size.rows) {
           const std::size_t to = static_cast<std::size_t>(row) * (size.token_stride / kSoftmaxSlice) + slice;
           out.exponent[to] = most > -INFINITY ? static_cast<int>(whole) : kNothingSeen;
           out.slice_sum[to] = total;
@@ -213,19 +217,15 @@ unsigned blocks(std::size_t n, std::size_t per_block) {
 
 }  // namespace
 
-void launch_softmax(const float* keys, const float* queries, const int* query_exponent,
-                    const std::uint32_t* position, const Sizes& size, const Rule& rule, const Softmax& out,
-                    cudaStream_t stream) {
+void launch_softmax(const float* keys, const float* queries, const std::uint32_t* position, const Sizes& size,
+                    const Rule& rule, const Softmax& out, cudaStream_t stream) {
   constexpr int kBytes = kStages * kStageFloats * static_cast<int>(sizeof(float));
   const auto kernel = rule.softcap > 0 ? softmax_kernel<true> : softmax_kernel<false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "cudaFuncSetAttribute");
   const dim3 tiles(blocks(size.rows, kRows), blocks(size.token_stride, kTokens * kTiles));
-  kernel<<<tiles, kThreads, kBytes, stream>>>(keys, queries, query_exponent, position, size, rule, out);
+  kernel<<<tiles, kThreads, kBytes, stream>>>(keys, queries, position, size, rule, out);
   check(cudaGetLastError(), "softmax_kernel");
-}
-
-void launch_join(const Sizes& size, const Softmax& out, cudaStream_t stream) {
   join_kernel<<<blocks(size.rows, 4), 128, 0, stream>>>(size, out);
   check(cudaGetLastError(), "join_kernel");
 }

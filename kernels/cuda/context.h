@@ -50,8 +50,6 @@ struct Context {
         pool(device, limit, stream),
         shipments{Shipment(pool), Shipment(pool)},
         queries(pool),
-        query_digits(pool),
-        query_exponents(pool),
         position(pool),
         output_partial(pool),
         long_ranks(pool),
@@ -66,8 +64,6 @@ struct Context {
   std::array<Shipment, 2> shipments;
   std::size_t loads = 0;
   Buffer<float> queries;
-  Buffer<std::int8_t> query_digits;
-  Buffer<int> query_exponents;
   Buffer<std::uint32_t> position;
   Buffer<double> output_partial;
   Buffer<unsigned char> long_ranks;
@@ -77,7 +73,8 @@ struct Context {
   Pinned<double> host_sums;
   MeasureSpace measure;
   // Ends of the parts of the last load and the last curves.
-  Event load_start, unpacked, attended_keys, summed, ranked, measure_start, described, counted, curved, downloaded;
+  Event load_start, unpacked, attended_keys, summed, ranked, measure_start, described, counted, curved,
+      downloaded;
 };
 
 /// Ranks lie in 16 bits up to so many prompt tokens: one value is left for "not visible".

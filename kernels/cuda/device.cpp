@@ -84,8 +84,6 @@ std::size_t CudaHead::bytes(const DeviceShape& shape) {
   const std::size_t tokens = shape.prompt + shape.decode, stride = row_stride(shape.rows),
                     value_pad = pad_of_values(shape);
   Bytes bytes;
-  const auto key_dim = static_cast<int>(padded(shape.key_dim, kKeyPad));
-  if (key_dim <= kMostDigitColumns) bytes.add(digit_bytes(tokens, key_dim), 1).add(tokens, sizeof(int));
   bytes.add(tokens * padded(shape.key_dim, kKeyPad), sizeof(float))
       .add(tokens * value_pad, sizeof(float))
       .add(tokens * stride, sizeof(float));
@@ -113,8 +111,6 @@ std::size_t CudaDevice::work_bytes(const DeviceShape& shape) const {
         .add(shape.rows * shape.key_dim, sizeof(float));
   const std::size_t queries = std::max(shape.rows, shape.attended_rows);
   bytes.add(queries * padded(shape.key_dim, kKeyPad), sizeof(float)).add(queries, sizeof(std::uint32_t));
-  const auto key_dim = static_cast<int>(padded(shape.key_dim, kKeyPad));
-  if (key_dim <= kMostDigitColumns) bytes.add(digit_bytes(queries, key_dim), 1).add(queries, sizeof(int));
   bytes.add(output_chunks(shape.prompt, tokens) * shape.rows * value_pad, sizeof(double));
   add_softmax(bytes, queries, tokens);
   const std::size_t sorted = long_rank_rows(shape.rows, tokens);

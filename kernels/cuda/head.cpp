@@ -51,8 +51,6 @@ CudaHead::CudaHead(Context& context, const HeadInput& head)
       low_(context.pool),
       value_high_(context.pool),
       value_low_(context.pool),
-      key_digits_(context.pool),
-      key_exponents_(context.pool),
       ranks_(context.pool),
       needed_total_(context.pool),
       needed_prompt_(context.pool) {
@@ -85,7 +83,7 @@ void CudaHead::unpack(const HeadInput& head) {
   Shipment& shipment = c.shipments[c.loads++ % c.shipments.size()];
   shipment.unpacked.wait();  // what it carried before
   const auto send = [&](Parcel& parcel, MatrixView<const float> from) {
-    pack(from, stored_, parcel);
+    parcel.type = pack(from, stored_, parcel.packed);
     const std::size_t bytes = from.rows * from.cols * size_of(parcel.type);
     const void* const before = parcel.raw.get();
     if (parcel.raw.fit(bytes) != before) c.stream.wait();  // memory is handed out in the order of that stream
@@ -106,49 +104,24 @@ void CudaHead::unpack(const HeadInput& head) {
   widen(shipment.values, head.values, size_.value_pad, values_.get());
   upload(c.position.fit(head.position.size()), shipment.position.get(), head.position.size(), c.stream);
   shipment.unpacked.record(c.stream);
-  split_values_ = !shipment.values.bfloat16;
-  queries_are_bfloat16_ = shipment.queries.bfloat16;
-  digits_ = shipment.keys.bfloat16 && size_.key_dim <= kMostDigitColumns;
-  if (digits_)
-    launch_digits(keys_.get(), size_.tokens, size_.key_dim,
-                  {key_digits_.fit(digit_bytes(static_cast<std::size_t>(size_.tokens), size_.key_dim)),
-                   key_exponents_.fit(static_cast<std::size_t>(size_.tokens))},
-                  c.stream.get());
+  split_values_ = shipment.values.type != DType::bfloat16;
   if (!ranked_) return;
   const std::size_t count = in_elements(size_.prompt, size_.value_pad);
   launch_split(values_.get(), count, value_high_.get(), split_values_ ? value_low_.fit(count) : nullptr,
                c.stream.get());
 }
 
-Softmax CudaHead::attend_to_keys(const Sizes& size, bool queries_are_bfloat16) {
-  Context& c = context_;
-  const Softmax softmax = c.softmax.fit(size);
-  const int* exponents = nullptr;
-  if (digits_) {  // row by row, so that a row's bits do not depend on the others'
-    const auto rows = static_cast<std::size_t>(size.rows);
-    const Digits queries{c.query_digits.fit(digit_bytes(rows, size.key_dim)), c.query_exponents.fit(rows)};
-    launch_digits(c.queries.get(), size.rows, size.key_dim, queries, c.stream.get());
-    launch_digit_softmax({key_digits_.get(), key_exponents_.get()}, queries, c.position.get(), size, rule_,
-                         softmax, c.stream.get());
-    exponents = queries.exponent;
-  }
-  if (!digits_ || !queries_are_bfloat16)
-    launch_softmax(keys_.get(), c.queries.get(), exponents, c.position.get(), size, rule_, softmax,
-                   c.stream.get());
-  launch_join(size, softmax, c.stream.get());
-  return softmax;
-}
-
 void CudaHead::compute_exact() {
   Context& c = context_;
-  const Softmax softmax = attend_to_keys(size_, queries_are_bfloat16_);
+  const Softmax softmax = c.softmax.fit(size_);
+  launch_softmax(keys_.get(), c.queries.get(), c.position.get(), size_, rule_, softmax, c.stream.get());
   launch_weights(softmax, size_, weights_.get(), high_.get(), low_.get(), c.stream.get());
   c.attended_keys.record(c.stream);
   const std::size_t chunks =
       output_chunks(static_cast<std::size_t>(size_.prompt), static_cast<std::size_t>(size_.tokens));
   const Outputs outputs{c.output_partial.fit(chunks * in_elements(size_.rows, size_.value_pad)), exact_.get(),
                         tail_.get(), tail_weight_.get(), norm_.get()};
-  launch_outputs(weights_.get(), values_.get(), !split_values_, size_, outputs, c.stream.get());
+  launch_outputs(weights_.get(), values_.get(), size_, outputs, c.stream.get());
   c.summed.record(c.stream);
 }
 
@@ -245,8 +218,7 @@ Sizes CudaHead::attend(MatrixView<const float> queries, std::span<const TokenInd
                               queries.rows, queries.cols, static_cast<std::size_t>(size_.value_dim));
   Shipment& shipment = c.shipments[c.loads++ % c.shipments.size()];
   shipment.unpacked.wait();
-  pack(queries, stored_, shipment.queries);
-  const DType type = shipment.queries.type;
+  const DType type = pack(queries, stored_, shipment.queries.packed);
   const std::size_t bytes = queries.rows * queries.cols * size_of(type);
   upload(shipment.queries.raw.fit(bytes), shipment.queries.packed.get(), bytes, c.stream);
   launch_widen(shipment.queries.raw.get(), type, queries.rows, static_cast<int>(queries.cols), size.key_dim,
@@ -254,7 +226,8 @@ Sizes CudaHead::attend(MatrixView<const float> queries, std::span<const TokenInd
   std::copy(position.begin(), position.end(), shipment.position.fit(position.size()));
   upload(c.position.fit(position.size()), shipment.position.get(), position.size(), c.stream);
   shipment.unpacked.record(c.stream);
-  const Softmax softmax = attend_to_keys(size, shipment.queries.bfloat16);
+  const Softmax softmax = c.softmax.fit(size);
+  launch_softmax(keys_.get(), c.queries.get(), c.position.get(), size, rule_, softmax, c.stream.get());
   launch_weights(softmax, size, c.attended.fit(in_elements(size.tokens, size.stride)), nullptr, nullptr,
                  c.stream.get());
   return size;

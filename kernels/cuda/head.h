@@ -31,8 +31,6 @@ class CudaHead final : public DeviceHead {
   void compute_exact();
   void compute_ranks();
   bool wide() const { return static_cast<std::size_t>(size_.prompt) > kNarrowRanks; }
-  /// The softmax of the context's queries.
-  Softmax attend_to_keys(const Sizes& size, bool queries_are_bfloat16);
   /// Leaves weights of the queries in the context's memory; what that holds is returned.
   Sizes attend(MatrixView<const float> queries, std::span<const TokenIndex> position);
   template <typename Launch>
@@ -45,13 +43,9 @@ class CudaHead final : public DeviceHead {
   DType stored_;
   bool ranked_;
   bool split_values_ = false;
-  bool queries_are_bfloat16_ = false;
-  bool digits_ = false;  // whether the keys lie in key_digits_
   Buffer<float> keys_, values_, weights_, exact_, tail_, tail_weight_;
   Buffer<double> norm_;
   Buffer<__nv_bfloat16> high_, low_, value_high_, value_low_;
-  Buffer<std::int8_t> key_digits_;
-  Buffer<int> key_exponents_;
   Buffer<unsigned char> ranks_;
   Buffer<std::uint32_t> needed_total_, needed_prompt_;
   mutable std::optional<HeadExact> host_;

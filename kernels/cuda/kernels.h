@@ -62,31 +62,8 @@ struct Softmax {
 };
 /// Exponent of a slice whose tokens no row sees.
 inline constexpr int kNothingSeen = -(1 << 30);
-/// Slices of all rows; where `query_exponent` is not null, of those whose exponent is kNoDigits.
-void launch_softmax(const float* keys, const float* queries, const int* query_exponent,
-                    const std::uint32_t* position, const Sizes& size, const Rule& rule, const Softmax& out,
-                    cudaStream_t stream);
-
-/// Rows of bfloat16 numbers as integers of three signed bytes, number = (2^16 byte[0] + 2^8 byte[1] + byte[2]) *
-/// 2^exponent of the row: exact but for what lies below 2^-23 of the largest of a row.
-struct Digits {
-  std::int8_t* digit;  // [rows][3][digit_columns]
-  int* exponent;       // [rows]; kNoDigits where a number is no bfloat16
-};
-inline constexpr int kNoDigits = -(1 << 20);
-/// Heads whose keys are larger have no digits.
-inline constexpr int kMostDigitColumns = 256;
-inline int digit_columns(int key_dim) { return (key_dim + 31) / 32 * 32; }
-inline std::size_t digit_bytes(std::size_t rows, int key_dim) {
-  return rows * 3 * static_cast<std::size_t>(digit_columns(key_dim));
-}
-void launch_digits(const float* from, int rows, int key_dim, const Digits& out, cudaStream_t stream);
-/// launch_softmax for keys that are all bfloat16 (their products are exact); rows of queries that are not are left
-/// out, and launch_softmax with `digits` of the queries does only these.
-void launch_digit_softmax(const Digits& keys, const Digits& queries, const std::uint32_t* position,
-                          const Sizes& size, const Rule& rule, const Softmax& out, cudaStream_t stream);
-/// Once every row has its slices.
-void launch_join(const Sizes& size, const Softmax& out, cudaStream_t stream);
+void launch_softmax(const float* keys, const float* queries, const std::uint32_t* position, const Sizes& size,
+                    const Rule& rule, const Softmax& out, cudaStream_t stream);
 /// weights[tokens][stride], and their two bfloat16 terms for the prompt (both null: not asked for),
 /// [prompt][stride].
 void launch_weights(const Softmax& softmax, const Sizes& size, float* weights, __nv_bfloat16* high,
@@ -99,9 +76,8 @@ struct Outputs {
   double* norm;
 };
 std::size_t output_chunks(std::size_t prompt, std::size_t tokens);
-/// `narrow_values`: every value is a bfloat16.
-void launch_outputs(const float* weights, const float* values, bool narrow_values, const Sizes& size,
-                    const Outputs& out, cudaStream_t stream);
+void launch_outputs(const float* weights, const float* values, const Sizes& size, const Outputs& out,
+                    cudaStream_t stream);
 
 /// Ranks of every row among its visible prompt tokens, and needed sets.
 template <typename Rank>

@@ -44,26 +44,6 @@ __device__ inline void multiply_double(double (&sum)[4], const double (&a)[8], c
 #endif
 }
 
-/// sum[16 x 8] += a[16 x 16] * b[16 x 8] of bfloat16 in float. a[2 j + h]: row g + 8 h, k = 8 j + 2 q, + 1;
-/// b[j]: the same k, column g; sum as above.
-__device__ inline void multiply_bfloat16(float (&sum)[4], const std::uint32_t (&a)[4],
-                                         const std::uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-/// sum[16 x 8] += a[16 x 32] * b[32 x 8], signed bytes, laid out as those of multiply_bytes.
-__device__ inline void multiply_digits(std::int32_t (&sum)[4], const std::uint32_t (&a)[4],
-                                       const std::uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 /// sum[16 x 8] += a[16 x 32] * b[32 x 8], unsigned bytes. a[2 j + h]: row g + 8 h, k = 16 j + 4 q .. + 3;
 /// b[j]: the same k, column g; sum as above.
 __device__ inline void multiply_bytes(std::uint32_t (&sum)[4], std::uint32_t a0, std::uint32_t a1,

@@ -1,7 +1,4 @@
-// Exact outputs of a head: weights times values on the tensor cores, chunk by chunk of tokens.
-//
-// Values that are bfloat16 are multiplied with the three bfloat16 terms that make up a weight, a few tokens at a
-// time in float; all others in double.
+// Exact outputs of a head: weights times values on the tensor cores in double, chunk by chunk of tokens.
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/raii.h"
@@ -16,9 +13,6 @@ constexpr int kChunk = 1024;  // tokens that one block adds up
 constexpr int kSkew =
     8;  // floats after a row of shared memory: four tokens of a fragment lie in different banks
 
-constexpr int kTerms = 3;  // of a weight: 24 bits in bfloat16
-constexpr int kFold = 4;  // steps that are added up in float
-
 /// Tokens of a chunk: prompt chunks first, then decode chunks, so that no chunk holds both.
 __device__ void chunk_range(int chunk, int prompt, int tokens, int& first, int& last) {
   const int of_prompt = (prompt + kChunk - 1) / kChunk;
@@ -31,16 +25,9 @@ __device__ void chunk_range(int chunk, int prompt, int tokens, int& first, int& 
   }
 }
 
-/// The upper halves of two floats.
-__device__ std::uint32_t upper_halves(float low, float high) {
-  return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
-}
-/// What a float's upper half leaves out, exactly.
-__device__ float below_upper_half(float x) { return x - __uint_as_float(__float_as_uint(x) & 0xffff0000u); }
-
 /// partial[chunk][row][column] = sum over the chunk's tokens of weight * value. Warps of 32 rows x 32
 /// columns.
-template <int WarpRows, int WarpColumns, bool Narrow>
+template <int WarpRows, int WarpColumns>
 __global__ void __launch_bounds__(kThreads, 2)
     outputs_kernel(const float* __restrict__ weights, const float* __restrict__ values, Sizes size,
                    double* __restrict__ partial) {
@@ -74,18 +61,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     commit_async();
   };
   double sum[2][4][4] = {};
-  float few[2][4][4] = {};  // of the last steps, not in `sum` yet
-  const auto fold = [&] {
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[m][n][i] += static_cast<double>(few[m][n][i]);
-          few[m][n][i] = 0;
-        }
-  };
   for (int s = 0; s < kStages - 1; ++s) fetch(s);
   for (int step = 0; step < steps; ++step) {
     wait_async<kStages - 2>();
@@ -93,37 +68,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     fetch(step + kStages - 1);
     const float* const weight = space + step % kStages * kStageFloats + warp_row + g;
     const float* const value = space + step % kStages * kStageFloats + kDepth * kRowFloats + warp_column + g;
-    if constexpr (Narrow) {
-      std::uint32_t a[kTerms][2][4];
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float low = weight[(q + 8 * j) * kRowFloats + 16 * m + 8 * h],
-                  high = weight[(q + 8 * j + 4) * kRowFloats + 16 * m + 8 * h];
-#pragma unroll
-            for (int term = 0; term < kTerms; ++term) {
-              a[term][m][2 * j + h] = upper_halves(low, high);
-              low = below_upper_half(low);
-              high = below_upper_half(high);
-            }
-          }
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        std::uint32_t b[2];  // the same tokens for the same k as above
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-          b[j] = upper_halves(value[(q + 8 * j) * kColumnFloats + 8 * n],
-                              value[(q + 8 * j + 4) * kColumnFloats + 8 * n]);
-#pragma unroll
-        for (int term = kTerms - 1; term >= 0; --term)
-#pragma unroll
-          for (int m = 0; m < 2; ++m) multiply_bfloat16(few[m][n], a[term][m], b);
-      }
-      if ((step + 1) % kFold == 0 || step + 1 == steps) fold();
-    } else {
     double a[2][8];
 #pragma unroll
     for (int m = 0; m < 2; ++m)
@@ -138,7 +82,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int j = 0; j < 4; ++j) b[j] = value[(q + 4 * j) * kColumnFloats + 8 * n];
 #pragma unroll
       for (int m = 0; m < 2; ++m) multiply_double(sum[m][n], a[m], b);
-    }
     }
   }
 #pragma unroll
@@ -203,12 +146,12 @@ __global__ void __launch_bounds__(kTailRows* kTailParts)
 
 unsigned blocks(int n, int per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); }
 
-template <int WarpRows, int WarpColumns, bool Narrow>
+template <int WarpRows, int WarpColumns>
 void launch_partial(const float* weights, const float* values, const Sizes& size, int chunks, double* partial,
                     cudaStream_t stream) {
   constexpr int kRows = WarpRows * 32, kColumns = WarpColumns * 32;
   constexpr int kBytes = kStages * kDepth * (kRows + kColumns + 2 * kSkew) * static_cast<int>(sizeof(float));
-  const auto kernel = outputs_kernel<WarpRows, WarpColumns, Narrow>;
+  const auto kernel = outputs_kernel<WarpRows, WarpColumns>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "cudaFuncSetAttribute");
   const dim3 tiles(blocks(size.rows, kRows), static_cast<unsigned>(size.value_pad / kColumns),
@@ -223,13 +166,15 @@ std::size_t output_chunks(std::size_t prompt, std::size_t tokens) {
   return (prompt + kChunk - 1) / kChunk + (tokens - prompt + kChunk - 1) / kChunk;
 }
 
-void launch_outputs(const float* weights, const float* values, bool narrow_values, const Sizes& size,
-                    const Outputs& out, cudaStream_t stream) {
+void launch_outputs(const float* weights, const float* values, const Sizes& size, const Outputs& out,
+                    cudaStream_t stream) {
   const auto chunks = static_cast<int>(
       output_chunks(static_cast<std::size_t>(size.prompt), static_cast<std::size_t>(size.tokens)));
-  const auto launch = size.value_pad == 64 ? (narrow_values ? launch_partial<4, 2, true> : launch_partial<4, 2, false>)
-                                           : (narrow_values ? launch_partial<2, 4, true> : launch_partial<2, 4, false>);
-  launch(weights, values, size, chunks, out.partial, stream);
+  if (size.value_pad == 64) {
+    launch_partial<4, 2>(weights, values, size, chunks, out.partial, stream);
+  } else {
+    launch_partial<2, 4>(weights, values, size, chunks, out.partial, stream);
+  }
   outputs_join_kernel<<<size.rows, 128, 0, stream>>>(out.partial, size, blocks(size.prompt, kChunk), chunks,
                                                      out.exact, out.tail, out.norm);
   check(cudaGetLastError(), "outputs_join_kernel");

@@ -29,8 +29,7 @@ __global__ void keys_kernel(Softmax in, const std::uint32_t* __restrict__ positi
   if (token >= seen.first && token < seen.last) {
     const std::size_t slice =
         static_cast<std::size_t>(row) * (size.token_stride / kSoftmaxSlice) + token / kSoftmaxSlice;
-    const Factor factor =
-        factor_of_slice(factor_of_row(in.inverse[row]), in.exponent[slice] - in.most[row]);
+    const Factor factor = factor_of_slice(factor_of_row(in.inverse[row]), in.exponent[slice] - in.most[row]);
     key = key_of(weight_of(in.part[static_cast<std::size_t>(row) * size.token_stride + token], factor));
   }
   const std::size_t to = static_cast<std::size_t>(blockIdx.y) * size.tokens + token;

@@ -24,7 +24,7 @@ constexpr int kCoarseBins =
 constexpr int kCoarseVectors = (kCoarseBins + 7) / 8;  // of 4 words
 constexpr int kFineWordsOfThread = 17;                 // odd: no two threads of a warp in one bank
 constexpr int kFineWords = kMostShortTokens / 2;  // two bins of 16 bits in a word; no more bins than tokens
-constexpr int kAtOnce = 4;                        // pairs of a thread that are read together
+constexpr int kAtOnce = 3;                        // pairs of a thread that are read together
 constexpr int kMostInBin = 64;
 constexpr std::uint32_t kLow = (1u << kCoarseShift) - 1;
 static_assert(kFineWordsOfThread * kThreads >= kFineWords && kMostShortTokens <= 0xffff);
@@ -255,9 +255,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   std::uint32_t item[kItems];
   if (!place_by_bins(space, seen, each_weight, item)) {
     for (int at = threadIdx.x; at < n; at += kThreads)
-      space.sort.key[at] = key_of(weight_of(
-          part[seen.first + at],
-          factor_of_slice(of_row, exponent[(seen.first + at) / kSoftmaxSlice] - most)));
+      space.sort.key[at] =
+          key_of(weight_of(part[seen.first + at],
+                           factor_of_slice(of_row, exponent[(seen.first + at) / kSoftmaxSlice] - most)));
     place_by_sort(space, n);
     each_token(seen, [&](int i, int token) { item[i] = space.sort.key[token - seen.first]; });
     __syncthreads();

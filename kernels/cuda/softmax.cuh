@@ -19,17 +19,6 @@ __device__ inline Seen seen_by(std::uint32_t position, unsigned window, int toke
   return {first, last};
 }
 
-/// 2^x for x in [-0.5, 0.5], relative error below 1e-7.
-__device__ inline float power_of_two(float x) {
-  float p = 1.535336188319500e-4f;  // the coefficients of exp2f of the Cephes library
-  p = fmaf(p, x, 1.339887440266574e-3f);
-  p = fmaf(p, x, 9.618437357674640e-3f);
-  p = fmaf(p, x, 5.550332471162809e-2f);
-  p = fmaf(p, x, 2.402264791363012e-1f);
-  p = fmaf(p, x, 6.931472028550421e-1f);
-  return fmaf(p, x, 1.0f);
-}
-
 /// 2^n, 0 where that is far below any float.
 __device__ inline double two_to(int n) { return n < -1000 ? 0.0 : __hiloint2double((1023 + n) << 20, 0); }
 

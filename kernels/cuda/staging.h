@@ -15,12 +15,11 @@ struct Parcel {
   Pinned<unsigned char> packed;
   Buffer<unsigned char> raw;
   DType type = DType::float32;
-  bool bfloat16 = false;  // whether every number is a bfloat16, however it travels
 };
 
 /// Packs `from` tightly in the wanted type where every number is one of it, else as floats; by all threads of
-/// the caller. Notes which type it became.
-void pack(MatrixView<const float> from, DType wanted, Parcel& to);
+/// the caller. Says which type it became.
+DType pack(MatrixView<const float> from, DType wanted, Pinned<unsigned char>& to);
 
 /// The parcels of one head. There are two of them, so that one is packed while the other travels.
 struct Shipment {

@@ -45,7 +45,7 @@ std::string describe(const std::vector<GpuInfo>& gpus) {
 }
 
 std::vector<int> wanted_gpus(const std::string& asked, const std::vector<GpuInfo>& gpus) {
-  if (gpus.empty()) throw UserError("--device {}: no GPU was found; use --device cpu", asked);
+  if (gpus.empty()) throw UserError("--device {}: no CUDA GPU was found; use --device cpu", asked);
   if (asked == "cuda") return {0};
   std::vector<int> wanted;
   if (asked == "cuda:all") {

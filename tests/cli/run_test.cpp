@@ -184,7 +184,7 @@ INSTANTIATE_TEST_SUITE_P(
                     BadUse{"--policy knorm --policy 'knorm()' --budget 5", "twice"}, BadUse{"--polcy knorm --budget 5", "--policy"},
                     BadUse{"--policy knorm", "no budget"}, BadUse{"--policy 'snapkv(window=16' --budget 5", "expected"},
                     BadUse{"--policy knorm --budget 5 --memory 1M", "--memory"}, BadUse{"--policy knorm --budget 5 --memory lots", "size"},
-                    BadUse{"--policy knorm --budget 5 --device cuda", "CUDA"}, BadUse{"--policy knorm --budget 5 --shard 4/3", "--shard"},
+                    BadUse{"--policy knorm --budget 5 --device cuda:99", "--device cuda:99"}, BadUse{"--policy knorm --budget 5 --device gpu", "cuda:all"}, BadUse{"--policy knorm --budget 5 --shard 4/3", "--shard"},
                     BadUse{"--policy knorm --budget 5 --threads 0", "--threads"}, BadUse{"--policy knorm --budget 5 no-such-trace.h5", "no-such-trace.h5"},
                     BadUse{"--policy 'external(file=\"none.h5\",dataset=\"/x\")' --budget 5", "none.h5"},
                     BadUse{"--policy 'snapkv(window={1..200})' --budget 1..100", "--yes"}));

@@ -74,7 +74,7 @@ TEST(SetMetrics, EvidenceCountsMarkedTokensOnce) {
 
 TEST(Overlaps, EqualsBruteForceForEverySize) {
   const std::vector<TokenIndex> a{3, 1, 4, 0, 2}, b{2, 4, 1, 3, 0};
-  const auto both = overlaps(a, b, std::vector<std::uint32_t>{0, 1, 2, 3, 4, 5});
+  const auto both = overlaps(a, places_in(b), std::vector<std::uint32_t>{0, 1, 2, 3, 4, 5});
   EXPECT_EQ(both, (std::vector<std::uint64_t>{0, 0, 0, 2, 3, 5}));
 }
 
