@@ -22,7 +22,8 @@ constexpr std::array kColumns{&SetMetrics::consistency,    &SetMetrics::jaccard,
 static_assert(sizeof(SetMetrics) == kColumns.size() * sizeof(std::vector<double>), "a member is no column");
 
 /// Places in an order without some of its tokens: place[t] less those of them that stand before token t.
-std::vector<std::uint32_t> places_without(std::span<const std::uint32_t> place, std::span<const TokenIndex> left_out) {
+std::vector<std::uint32_t> places_without(std::span<const std::uint32_t> place,
+                                          std::span<const TokenIndex> left_out) {
   std::vector<std::uint32_t> before(place.size() + 1, 0);  // before[p]: tokens left out at places below p
   for (const TokenIndex token : left_out) before[place[token] + 1] = 1;
   for (std::size_t p = 1; p < before.size(); ++p) before[p] += before[p - 1];
@@ -34,20 +35,24 @@ std::vector<std::uint32_t> places_without(std::span<const std::uint32_t> place, 
 /// Running sums of `value` along `order`: prefix[i] = sum over the first i tokens.
 std::vector<double> prefix_sums(std::span<const TokenIndex> order, std::span<const float> value) {
   std::vector<double> prefix(order.size() + 1, 0.0);
-  for (std::size_t i = 0; i < order.size(); ++i) prefix[i + 1] = prefix[i] + static_cast<double>(value[order[i]]);
+  for (std::size_t i = 0; i < order.size(); ++i)
+    prefix[i + 1] = prefix[i] + static_cast<double>(value[order[i]]);
   return prefix;
 }
 
 void free_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
                   SetMetrics& out) {
   // An order begins with the protected tokens.
-  const std::span<const TokenIndex> order = unit.order, guarded = order.first(unit.protected_count), own = order.subspan(unit.protected_count);
+  const std::span<const TokenIndex> order = unit.order, guarded = order.first(unit.protected_count),
+                                    own = order.subspan(unit.protected_count);
   std::vector<std::uint32_t> free_counts;
   for (const std::uint32_t count : unit.ascending)
-    free_counts.push_back(count > unit.protected_count ? count - static_cast<std::uint32_t>(unit.protected_count) : 0);
+    free_counts.push_back(
+        count > unit.protected_count ? count - static_cast<std::uint32_t>(unit.protected_count) : 0);
   const std::vector<std::uint64_t> agree = overlaps(own, places_without(oracle.place, guarded), free_counts);
   std::vector<std::uint64_t> with_hindsight;
-  if (!hindsight.empty()) with_hindsight = overlaps(own, places_without(places_in(hindsight), guarded), free_counts);
+  if (!hindsight.empty())
+    with_hindsight = overlaps(own, places_without(places_in(hindsight), guarded), free_counts);
   for (std::size_t b = 0; b < free_counts.size(); ++b) {
     const std::size_t at = unit.place[b];
     const double n = free_counts[at];
@@ -61,7 +66,8 @@ void free_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::spa
 
 }  // namespace
 
-OracleOrder::OracleOrder(std::vector<float> mean_attention) : mean(std::move(mean_attention)), order(mean.size()) {
+OracleOrder::OracleOrder(std::vector<float> mean_attention)
+    : mean(std::move(mean_attention)), order(mean.size()) {
   sort_descending(mean, order);
   place = places_in(order);
   mass = prefix_sums(order, mean);
@@ -106,7 +112,8 @@ std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<con
   return result;
 }
 
-SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
+SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle,
+                       std::span<const TokenIndex> hindsight,
                        std::span<const std::pair<std::uint32_t, std::uint32_t>> evidence) {
   SetMetrics out(unit.counts.size());
   const std::vector<std::uint64_t> agree = overlaps(unit.order, oracle.place, unit.ascending);

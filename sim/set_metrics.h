@@ -1,4 +1,5 @@
-// Metrics of a kept set as a whole: one figure per KV head and budget, all budgets in one walk over the ranking.
+// Metrics of a kept set as a whole: one figure per KV head and budget, all budgets in one walk over the
+// ranking.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ struct OracleOrder {
 
 /// Values per budget; NaN where undefined.
 struct SetMetrics {
-  std::vector<double> consistency, jaccard, mass_ratio, free_consistency, free_corrected, window_consistency, evidence;
+  std::vector<double> consistency, jaccard, mass_ratio, free_consistency, free_corrected, window_consistency,
+      evidence;
 
   explicit SetMetrics(std::size_t budgets);
   /// Adds the other's values (NaN stays NaN) and divides by n: the mean over the units of a KV head.
@@ -36,13 +38,15 @@ struct SetMetrics {
 /// Where each token stands in an order of the tokens 0 .. T-1.
 std::vector<std::uint32_t> places_in(std::span<const TokenIndex> order);
 
-/// overlap[i] = |first counts[i] of a  intersect  first counts[i] of b| for two orders of the same tokens, of b the places of
-/// its tokens: one histogram of the larger of the two places (metrics.md, "Budget curves in one pass"). Counts ascend.
+/// overlap[i] = |first counts[i] of a  intersect  first counts[i] of b| for two orders of the same tokens, of
+/// b the places of its tokens: one histogram of the larger of the two places (metrics.md, "Budget curves in
+/// one pass"). Counts ascend.
 std::vector<std::uint64_t> overlaps(std::span<const TokenIndex> a, std::span<const std::uint32_t> place_in_b,
                                     std::span<const std::uint32_t> counts);
 
 /// `hindsight` may be empty. `evidence` are token ranges inside the prompt.
-SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle, std::span<const TokenIndex> hindsight,
+SetMetrics set_metrics(const UnitSelection& unit, const OracleOrder& oracle,
+                       std::span<const TokenIndex> hindsight,
                        std::span<const std::pair<std::uint32_t, std::uint32_t>> evidence);
 
 }  // namespace kvsim

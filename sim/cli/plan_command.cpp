@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "kernels/order.h"
 #include "kernels/philox.h"
 #include "kernels/replay.h"
 #include "sim/cli/jobs.h"
@@ -75,6 +76,34 @@ double measure_rate(Device& device) {
 /// runs.
 constexpr double kOverhead = 1.6;
 constexpr double kDeviceOverhead = 2.0;
+/// What the CPU does beside a GPU for a ranking (scoring, sorting, set metrics, adding up), in sorts of its
+/// tokens; from a run.
+constexpr double kSortsPerRanking = 16;
+
+/// Seconds that one core takes to sort a token by its score.
+double measure_sort() {
+  constexpr std::size_t kTokens = 1 << 15, kTimes = 16;
+  std::vector<float> score(kTokens);
+  Philox random(1, 2);
+  for (float& x : score) x = static_cast<float>(random.next_double());
+  std::vector<TokenIndex> order(kTokens);
+  const auto start = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < kTimes; ++i) sort_descending(score, order);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / (kTokens * kTimes);
+}
+
+/// Seconds of a run on GPUs: what they compute, or what the CPU does meanwhile, whichever is longer.
+double device_seconds(const PreparedRun& run, const std::vector<std::size_t>& units, double cost) {
+  double ranked = 0;  // tokens of all rankings
+  for (const std::size_t u : units) {
+    const TraceInfo& info = run.traces[run.units[u].trace].info();
+    ranked += static_cast<double>(info.prompt_len) * info.num_kv_heads *
+              static_cast<double>(run.served(static_cast<std::uint32_t>(run.units[u].trace)).size());
+  }
+  const double computed = cost * kDeviceOverhead / measure_rate(*run.devices.front()) /
+                          static_cast<double>(run.device_choice.gpus.size());
+  return std::max(computed, ranked * kSortsPerRanking * measure_sort() / run.options.threads);
+}
 
 void print_variants(const PreparedRun& run) {
   for (std::uint32_t v = 0; v < run.variants.size(); ++v) {
@@ -137,10 +166,8 @@ int plan_command(const Arguments& arguments) {
   for (std::uint32_t t = 0; t < run.traces.size(); ++t)
     cells += run.served(t).size() * description.traces[t].budgets.size();
   const std::string threads = fmt::format("{} threads", run.options.threads);
-  const double seconds = run.devices.empty()
-                             ? cost / measure_rate() / run.options.threads * kOverhead
-                             : cost / measure_rate(*run.devices.front()) /
-                                   static_cast<double>(run.device_choice.gpus.size()) * kDeviceOverhead;
+  const double seconds = run.devices.empty() ? cost / measure_rate() / run.options.threads * kOverhead
+                                             : device_seconds(run, mine, cost);
 
   fmt::print("variants  {} ({} automatic references)\n", run.variants.size(),
              std::count_if(run.variants.begin(), run.variants.end(),

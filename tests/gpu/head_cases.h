@@ -17,12 +17,13 @@ struct Case {
   std::uint32_t window = 0;
   double softcap = 0;
   DType stored = DType::float32;
+  bool outlier = false;  // one channel of keys and queries far above the others, as real models have
 
   std::string text() const {
     return "prompt " + std::to_string(shape.prompt) + ", " + std::to_string(shape.group) + " x " +
            std::to_string(shape.steps) + " rows, d " + std::to_string(shape.head_dim) + ", dv " +
            std::to_string(shape.value_dim) + ", window " + std::to_string(window) + ", " +
-           std::string(name_of(stored));
+           std::string(name_of(stored)) + (outlier ? ", an outlier channel" : "");
   }
 };
 
@@ -51,6 +52,15 @@ inline std::vector<Case> cases() {
                      .value_dim = 64,
                      .reach = 100,
                      .seed = 10}},
+          {.shape = {.prompt = 900,
+                     .steps = 24,
+                     .group = 2,
+                     .head_dim = 128,
+                     .value_dim = 128,
+                     .seed = 11,
+                     .half = true},
+           .stored = DType::bfloat16,
+           .outlier = true},
           {.shape = {.prompt = 1, .steps = 1, .group = 1, .seed = 8, .half = true}}};
 }
 
@@ -58,6 +68,10 @@ struct HeadCase : PeakyHead {
   explicit HeadCase(const Case& of) : PeakyHead(of.shape), stored(of.stored) {
     rule.window = of.window;
     rule.softcap = of.softcap;
+    if (of.outlier) {
+      for (std::size_t t = 0; t < keys.rows(); ++t) keys(t, 0) = rounded(60 + 4 * keys(t, 0));
+      for (std::size_t r = 0; r < queries.rows(); ++r) queries(r, 0) = rounded(3 + queries(r, 0));
+    }
     if (stored == DType::float16) round_to(stored);
   }
   void round_to(DType type) {
