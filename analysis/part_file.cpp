@@ -516,7 +516,7 @@ PackedCells PartReader::packed_distributions(std::size_t first, std::size_t coun
   const State& s = *state_;
   PackedCells cells;
   cells.begin = s.column<std::uint64_t>("cells/begin");
-  KVSIM_CHECK(first + count < cells.begin.size(), "cells {} + {} of {}", first, count, cells.begin.size());
+  s.check(first + count < cells.begin.size(), "/cells/begin has fewer entries than there are cells");
   const h5::Dataset stored = s.file.dataset("cells/distributions");
   s.check(std::is_sorted(cells.begin.begin(), cells.begin.end()) && stored.shape().size() == 1 &&
               cells.begin.back() == stored.shape()[0],

@@ -125,6 +125,13 @@ struct DeviceShape {
   std::size_t attended_rows = 0;         // of attention and attention_sums
   std::size_t rankings = 0, counts = 0;  // of a call of curves
   bool deltas = false;
+  std::size_t attended_sums = 0;  // ranges of a call of attention_sums
+  bool row_limits = false;        // rankings come with limits
+};
+
+/// The largest head that a device takes in one piece.
+struct DeviceLimits {
+  std::size_t rows = 0, value_dim = 0;
 };
 
 /// A device, or a share of one: a stream of work with memory of its own. Not for concurrent use; several
@@ -137,6 +144,7 @@ class Device {
   /// Bytes that a loaded head keeps, and that the device needs beside its heads while it works on one.
   virtual std::size_t head_bytes(const DeviceShape& shape) const = 0;
   virtual std::size_t work_bytes(const DeviceShape& shape) const = 0;
+  virtual DeviceLimits limits() const = 0;
   /// Bytes that this object may use: its share of what was free when it was opened.
   virtual std::size_t memory() const = 0;
   /// What runs here, e.g. "cuda:0 NVIDIA H100 (sm_90)".

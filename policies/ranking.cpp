@@ -49,6 +49,8 @@ LayerRanking rank_layer(const Policy& policy, const LayerGeometry& layer, LayerS
     KVSIM_CHECK(unit.score.size() == layer.prompt, "{} scored {} of {} prompt tokens", policy.traits().name,
                 unit.score.size(), layer.prompt);
     if (ranking.scores.unit == Unit::layer && u > 0) {
+      KVSIM_CHECK(unit.score == ranking.scores.units[0].score, "{} shares a kept set but not the scores",
+                  policy.traits().name);
       ranking.order[u] = ranking.order[0];
       continue;
     }

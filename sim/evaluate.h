@@ -43,10 +43,6 @@ struct DeviceRows {
   std::size_t first = 0;
 };
 
-/// What a device is asked for: the units of a selection on a KV head. Their limits, in layers with a sliding window, are added
-/// to `limits`, which must live as long as the rankings.
-std::vector<Ranking> device_rankings(const HeadView& head, const LayerSelection& selection, std::vector<Matrix<std::uint32_t>>& limits);
-
 /// Measures the steps of `head.exact` at the budgets of the selection. `delta` may be null; its budgets are the selection's.
 /// `device` holds what its kernels found where the steps are on one, else null.
 /// With `transform` output errors are those over the changed entries, budget by budget; everything that goes by positions

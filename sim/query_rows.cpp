@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/error.h"
+#include "sim/device_plan.h"
 #include "sim/features.h"
 
 namespace kvsim {
@@ -84,7 +85,13 @@ void BlockFeatures::compute_rows(const QueryRows& rows, Matrix<float>& weights) 
   }
   if (device_ != nullptr && rows.source != Source::oracle) {
     const std::unique_lock lock = device_->lock_device();
-    weights = device_->on_device()->attention(stacked.view(), position);
+    weights = Matrix<float>(g.prompt, stacked.rows(), kRowPad);
+    for (std::size_t begin = 0; begin < stacked.rows(); begin += kPromptQueryRows) {
+      const std::size_t in_tile = std::min(stacked.rows() - begin, kPromptQueryRows);
+      const Matrix<float> tile = device_->on_device()->attention(stacked.view().rows_from(begin, in_tile),
+                                                                 std::span(position).subspan(begin, in_tile));
+      for (std::size_t t = 0; t < g.prompt; ++t) std::copy_n(tile.row(t), in_tile, weights.row(t) + begin);
+    }
     return;
   }
   // True decode queries see the tokens decoded before them.

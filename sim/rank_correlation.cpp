@@ -13,10 +13,6 @@
 namespace kvsim {
 namespace {
 
-void order_descending(std::span<const float> values, std::span<TokenIndex> order) {
-  sort_descending(values, order);
-}
-
 void order_descending(std::span<const double> values, std::span<TokenIndex> order) {
   std::iota(order.begin(), order.end(), TokenIndex{0});
   std::sort(order.begin(), order.end(), [&](TokenIndex a, TokenIndex b) { return values[a] > values[b]; });
@@ -61,9 +57,6 @@ double sorted_correlation(std::span<const T> a, std::span<const T> b) {
 
 }  // namespace
 
-double rank_correlation(std::span<const float> a, std::span<const float> b) {
-  return sorted_correlation(a, b);
-}
 double rank_correlation(std::span<const double> a, std::span<const double> b) {
   return sorted_correlation(a, b);
 }

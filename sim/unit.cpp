@@ -16,6 +16,7 @@ void UnitReplay::fail(std::size_t v, const std::exception_ptr& exception) {
     std::rethrow_exception(exception);
   } catch (const UserError& error) {
     if (settings_.fail_fast) throw UserError("{}: {}", settings_.variants[v]->entry.spec, error.what());
+    if (states_[v].failed) return;  // the first reason is the one that is told
     states_[v] = VariantState();
     states_[v].failed = true;
     states_[v].failure = error.what();
@@ -44,6 +45,7 @@ void UnitReplay::compute_oracle(std::size_t kv) {
   std::vector<std::vector<double>> removal(judges_scores() ? g_.group : 0,
                                            std::vector<double>(g_.prompt, 0.0));
   for (const StepRange& range : chunks()) {
+    heads_[kv].attending.reset();  // its place on the device is for these steps
     auto exact = std::make_unique<ExactSteps>(heads_[kv].block, layer_, range, settings_.memory.hold,
                                               settings_.device);
     for (std::size_t h = 0; h < g_.group; ++h) exact->add_prompt_sums(h, sums[h]);
@@ -114,7 +116,7 @@ void UnitReplay::score_heads(std::size_t first_kv, std::size_t last_kv, std::siz
                        std::span(state.hindsight_scores.units).subspan(kv * units, units));
       });
   for (std::size_t i = 0; i < errors.size(); ++i)
-    if (errors[i] && !states_[first + i % variants].failed) fail(first + i % variants, errors[i]);
+    if (errors[i]) fail(first + i % variants, errors[i]);
 }
 
 void UnitReplay::release_features(std::size_t kv, std::size_t first, std::size_t last) {

@@ -4,6 +4,7 @@
 
 #include "sim/device_plan.h"
 #include "sim/unit_replay.h"
+#include "sim/unit_rows.h"
 
 namespace kvsim {
 
@@ -73,7 +74,9 @@ void UnitReplay::measure_on_device(std::size_t first, std::size_t last, std::siz
   for (std::size_t v = first; v < last; ++v) {
     if (states_[v].failed) continue;
     const bool step_order = settings_.variants[v]->policy->traits().step_order;
-    for (const LayerSelection& part : states_[v].selection.parts) {
+    // A variant may fail while its first parts are added up, which takes the others away.
+    for (std::size_t p = 0; !states_[v].failed && p < states_[v].selection.parts.size(); ++p) {
+      const LayerSelection& part = states_[v].selection.parts[p];
       const std::size_t counts = part.budgets.size(), units = part.unit == Unit::query ? g_.group : 1;
       if (step_order) {
         flush();
@@ -86,6 +89,7 @@ void UnitReplay::measure_on_device(std::size_t first, std::size_t last, std::siz
                                    batch.rankings.size() + units >
                                        rankings_per_call(g_, exact.steps().count, counts, reads_deltas())))
         flush();
+      if (states_[v].failed) break;
       batch.parts.push_back({v, batch.rankings.size(), &part});
       for (const Ranking& ranking : device_rankings(view, part, batch.limits))
         batch.rankings.push_back(ranking);
@@ -125,11 +129,12 @@ void UnitReplay::measure_held(std::size_t first, std::size_t last) {
   }
   // Head after head: what all variants read of one stays in the cache that the threads share.
   const std::size_t variants = last - first;
-  const std::vector<std::exception_ptr> errors = run_on_all_threads(variants * g_.kv_heads, [&](std::size_t i) {
-    const std::size_t v = first + i % variants;
-    const std::size_t kv = i / variants;
-    if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
-  });
+  const std::vector<std::exception_ptr> errors =
+      run_on_all_threads(variants * g_.kv_heads, [&](std::size_t i) {
+        const std::size_t v = first + i % variants;
+        const std::size_t kv = i / variants;
+        if (!states_[v].failed) measure_variant(v, kv, *heads_[kv].exact);
+      });
   for (std::size_t i = 0; i < errors.size(); ++i)
     if (errors[i]) fail(first + i % variants, errors[i]);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "kernels/error.h"
 #include "policies/reads_means.h"
@@ -128,7 +129,7 @@ namespace {
 /// The parts of a unit's memory.
 struct Sizes {
   std::uint64_t block = 0, raw = 0, score = 0, projection = 0, task = 0, heads = 0;
-  std::uint64_t guesses = 0;  // attention of windows and pseudo queries
+  std::uint64_t guesses = 0;  // attention of windows and pseudo queries, and means over tokens
   std::uint64_t future = 0;   // attention of the true decode queries, where a score asks for their rows
   std::uint64_t future_outputs = 0;  // and their outputs
   std::uint64_t most_units = 1;      // per KV head
@@ -154,9 +155,21 @@ std::uint64_t block_bytes(const LayerGeometry& g, const BlockRequest& request, s
   return elements * sizeof(float);
 }
 
-/// Attention of the widest window, and of all pseudo queries once.
-std::uint64_t guess_bytes(const LayerGeometry& g, const BlockRequest& request) {
-  std::uint64_t columns = round_up(g.group * request.prompt_queries, kRowPad);
+/// Different observation windows of the variants.
+std::size_t count_windows(std::span<const Variant* const> variants) {
+  std::set<std::uint32_t> windows;
+  for (const Variant* variant : variants)
+    if (has(variant->policy->needs(), Need::window_queries)) windows.insert(variant->policy->window());
+  return windows.size();
+}
+
+/// What features keep of a head: attention of the widest window and of all pseudo queries once; the mean of
+/// every window, of the decode, and two of the whole prompt.
+std::uint64_t guess_bytes(const LayerGeometry& g, const BlockRequest& request,
+                          std::span<const Variant* const> variants) {
+  constexpr std::size_t kOtherMeans = 3;
+  std::uint64_t columns =
+      round_up(g.group * request.prompt_queries, kRowPad) + g.group * (count_windows(variants) + kOtherMeans);
   if (request.lookahead)
     for (const LookaheadPass& pass : g.lookaheads) columns += round_up(g.group * pass.queries, kRowPad);
   return g.prompt * columns * sizeof(float);
@@ -171,7 +184,7 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request,
   sizes.block = block_bytes(g, request, hidden);
   // While a block is read, one of its tensors is held in the file's own type too.
   sizes.raw = tokens * std::max(g.key_dim, g.value_dim) * layer.element_bytes;
-  sizes.guesses = guess_bytes(g, request);
+  sizes.guesses = guess_bytes(g, request, variants);
   const std::uint64_t rows = round_up(g.group * g.decode, kRowPad);
   std::uint64_t most_units = g.kv_heads, orders = 0;
   for (const Variant* variant : variants) {
@@ -201,11 +214,17 @@ Sizes unit_sizes(const LayerContext& layer, const BlockRequest& request,
       budgets * rows * 7 * sizeof(float) + g.prompt * 4 * sizeof(float) +
       (request.output_proj || request.sensitivity_samples > 0 ? budgets * rows * g.value_dim * sizeof(float)
                                                               : 0);
+  // Queries without their rotation, in double, where their statistics are not recorded.
+  const bool makes_stats = std::any_of(variants.begin(), variants.end(), [&](const Variant* variant) {
+    return has(variant->policy->needs(), Need::query_stats) && !request.query_stats;
+  });
+  if (makes_stats) sizes.task += g.prompt * g.key_dim * sizeof(double);
   // Changed keys and values of one unit, made in double, and the logits of a tile of rows.
   if (sizes.transforms)
     sizes.task +=
         4 * g.prompt * (g.key_dim + g.value_dim) * sizeof(float) + tokens * kTransformedTile * sizeof(double);
-  // Mean attention of every query head, and orders by it: mean, order, place and running mass of each and of all together.
+  // Mean attention of every query head, and orders by it: mean, order, place and running mass of each and of
+  // all together.
   constexpr std::uint64_t kOrderBytes = 3 * sizeof(float) + sizeof(double);
   sizes.heads = g.kv_heads * g.prompt * (g.group * sizeof(float) + (g.group + 1) * kOrderBytes);
   return sizes;
@@ -231,8 +250,8 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request,
   const auto n = static_cast<std::uint64_t>(threads);
   std::optional<DevicePlan> on_device;
   if (device != nullptr)
-    on_device.emplace(*device, g, request, variants.size() * sizes.most_units, budgets,
-                      asks_for_deltas(request, metrics));
+    on_device.emplace(*device, g, request, variants.size() * sizes.most_units, count_windows(variants),
+                      budgets, asks_for_deltas(request, metrics));
   const auto steps_bytes = [&](std::size_t steps) -> std::uint64_t {
     if (!on_device) return ExactSteps::bytes_needed(g, steps, true);
     // Weights come to the host only where a score asks for them.
@@ -255,21 +274,23 @@ UnitMemory plan_memory(const LayerContext& layer, const BlockRequest& request,
            batch * (sizes.score + sizes.projection) + n * sizes.task + sizes.heads +
            (on_device ? on_device->host_bytes(chunk) : 0);
   };
+  // A policy that changes entries asks for attention while its head is measured: from a few steps of its own.
+  const std::size_t device_heads = sizes.transforms ? 2 : 1;
   // Larger chunks repeat less of the exact attention's set-up, larger batches less of the attention itself:
   // halve the larger cost first.
   const std::size_t whole = round_up(std::max<std::size_t>(g.decode, 1), kStepBlock);
   memory.step_chunk = whole;
   const auto fits = [&](std::size_t chunk) {
-    return need(chunk, 1) <= limit && (!on_device || on_device->fits(1, chunk));
+    return need(chunk, 1) <= limit && (!on_device || on_device->fits(device_heads, chunk));
   };
   while (!fits(memory.step_chunk) && memory.step_chunk > kStepBlock)
     memory.step_chunk = round_up(memory.step_chunk / 2, kStepBlock);
-  if (on_device && !on_device->fits(1, memory.step_chunk))
+  if (on_device && !on_device->fits(device_heads, memory.step_chunk))
     throw UserError(
         "the device has {} MiB for layer {} (prompt {}, {} query heads per KV head), which needs {} MiB: "
         "free some of it, or use --device cpu",
         on_device->memory() >> 20, g.layer, g.prompt, g.group,
-        (on_device->bytes(1, memory.step_chunk) >> 20) + 1);
+        (on_device->bytes(device_heads, memory.step_chunk) >> 20) + 1);
   const std::uint64_t least = need(memory.step_chunk, 1);
   if (least > limit)
     throw UserError(

@@ -109,9 +109,9 @@ void Measurement::describe() {
   groups_at_ = words.add(groups.data(), groups.size());
   std::vector<RankingOnDevice> curves(rankings_.size());
   curve_rankings_at_ = words.add(curves.data(), curves.size());
-  const std::uint32_t* const before = space_.words.get();
-  if (space_.words.fit(words.size()) != before)
-    context_.stream.wait();  // memory is handed out in the order of that stream
+  const bool grows = words.size() > space_.words.size();
+  space_.words.fit(words.size());
+  if (grows) context_.stream.wait();  // memory is handed out in the order of that stream
   for (std::size_t r = 0; r < rankings_.size(); ++r) {
     const Ranking& ranking = rankings_[r];
     curves[r] = {at<const std::uint32_t>(order_at[ranking.order.data()]),

@@ -19,6 +19,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<DeviceHead> load(const HeadInput& head) override;
   std::size_t head_bytes(const DeviceShape& shape) const override { return CudaHead::bytes(shape); }
   std::size_t work_bytes(const DeviceShape& shape) const override;
+  /// Rows are blocks of a grid; values lie in the registers of one block.
+  DeviceLimits limits() const override { return {65535, 256}; }
   std::size_t memory() const override { return context_.pool.limit(); }
   std::string name() const override { return name_; }
   Timing timing() const;
@@ -35,9 +37,9 @@ std::unique_ptr<DeviceHead> CudaDevice::load(const HeadInput& head) {
                   head.position.size() == head.queries.rows,
               "{} values, {} keys, {} queries, {} positions", head.values.rows, head.keys.rows,
               head.queries.rows, head.position.size());
-  KVSIM_CHECK(head.queries.rows > 0 && head.queries.rows <= 65535, "{} rows",
-              head.queries.rows);  // rows are blocks of a grid
-  KVSIM_CHECK(head.values.cols > 0 && head.values.cols <= 256, "values of {} numbers", head.values.cols);
+  KVSIM_CHECK(head.queries.rows > 0 && head.queries.rows <= limits().rows, "{} rows", head.queries.rows);
+  KVSIM_CHECK(head.values.cols > 0 && head.values.cols <= limits().value_dim, "values of {} numbers",
+              head.values.cols);
   const OnDevice on(context_.index);
   return std::make_unique<CudaHead>(context_, head);
 }
@@ -116,7 +118,7 @@ std::size_t CudaDevice::work_bytes(const DeviceShape& shape) const {
   const std::size_t sorted = long_rank_rows(shape.rows, tokens);
   if (sorted > 0) bytes.add(long_rank_bytes(sorted, tokens), 1);
   if (shape.attended_rows > 0) bytes.add(shape.prompt * row_stride(shape.attended_rows), sizeof(float));
-  bytes.add(shape.prompt, sizeof(double));
+  bytes.add(std::max<std::size_t>(shape.attended_sums, 1) * shape.prompt, sizeof(double));
   if (shape.rankings == 0) return bytes.sum();
   const std::size_t cells = shape.rankings * shape.counts * padded(shape.rows, kResultPad),
                     line = padded(shape.prompt, kTokenPad);
@@ -135,8 +137,10 @@ std::size_t CudaDevice::work_bytes(const DeviceShape& shape) const {
   size.value_dim = static_cast<int>(shape.value_dim);
   size.value_pad = static_cast<int>(value_pad);
   bytes.add(own_order_bytes(size, shape.counts, static_cast<std::uint32_t>(shape.prompt)), 1);
-  // Orders, steps, counts, descriptions.
-  bytes.add(shape.rankings * (shape.prompt * 5 / 4 + 4 * shape.counts + 32), sizeof(std::uint32_t));
+  // Orders, steps, counts, descriptions; a count for every row under a sliding window.
+  const std::size_t limits_of_rows = shape.row_limits ? shape.counts * stride : 0;
+  bytes.add(shape.rankings * (shape.prompt * 5 / 4 + 4 * shape.counts + 32 + limits_of_rows),
+            sizeof(std::uint32_t));
   return bytes.sum();
 }
 
@@ -150,18 +154,22 @@ std::vector<DeviceInfo> devices() {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp property{};
     check(cudaGetDeviceProperties(&property, i), "cudaGetDeviceProperties");
-    const OnDevice on(i);
-    DeviceInfo info{property.name, property.major, property.minor, property.multiProcessorCount, 0, 0};
-    check(cudaMemGetInfo(&info.free_memory, &info.memory), "cudaMemGetInfo");
-    out.push_back(std::move(info));
+    out.push_back({property.name, property.major, property.minor, property.multiProcessorCount,
+                   property.totalGlobalMem});
   }
   return out;
 }
 
-std::unique_ptr<Device> open_device(int index, std::size_t memory_bytes) {
+std::size_t free_memory(int index) {
   const OnDevice on(index);
   std::size_t free = 0, all = 0;
   check(cudaMemGetInfo(&free, &all), "cudaMemGetInfo");
+  return free;
+}
+
+std::unique_ptr<Device> open_device(int index, std::size_t memory_bytes) {
+  const std::size_t free = free_memory(index);
+  const OnDevice on(index);
   cudaDeviceProp property{};
   check(cudaGetDeviceProperties(&property, index), "cudaGetDeviceProperties");
   const std::string name = "cuda:" + std::to_string(index) + " " + property.name + " (sm_" +

@@ -18,10 +18,16 @@ struct DeviceInfo {
   std::string name;
   int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;
-  std::size_t memory = 0, free_memory = 0;  // bytes
+  std::size_t memory = 0;  // bytes
+
+  /// Whether the kernels are built for it.
+  bool usable() const { return major >= 8; }
 };
-/// The GPUs that can be used; empty without a driver.
+/// The GPUs of this machine in the order of their indices, usable or not; empty without a driver. Makes no
+/// context.
 std::vector<DeviceInfo> devices();
+/// Bytes that are free on a GPU. Throws DeviceError.
+std::size_t free_memory(int index);
 
 /// Opens GPU `index` for up to `memory_bytes` of its memory (0, or more than is free: what is free). Throws
 /// DeviceError.

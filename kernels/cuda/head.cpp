@@ -85,8 +85,9 @@ void CudaHead::unpack(const HeadInput& head) {
   const auto send = [&](Parcel& parcel, MatrixView<const float> from) {
     parcel.type = pack(from, stored_, parcel.packed);
     const std::size_t bytes = from.rows * from.cols * size_of(parcel.type);
-    const void* const before = parcel.raw.get();
-    if (parcel.raw.fit(bytes) != before) c.stream.wait();  // memory is handed out in the order of that stream
+    const bool grows = bytes > parcel.raw.size();
+    parcel.raw.fit(bytes);
+    if (grows) c.stream.wait();  // memory is handed out in the order of that stream
     upload(parcel.raw.get(), parcel.packed.get(), bytes, c.uploads);
   };
   send(shipment.keys, head.keys);

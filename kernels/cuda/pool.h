@@ -21,7 +21,6 @@ class Pool {
   void* take(std::size_t bytes);
   void give(void* data, std::size_t bytes) noexcept;
   std::size_t limit() const { return limit_; }
-  std::size_t used() const { return used_; }
 
   /// Bytes that an array takes.
   static constexpr std::size_t rounded(std::size_t bytes) { return (bytes + 511) / 512 * 512; }
@@ -52,6 +51,7 @@ class Buffer {
     size_ = 0;
   }
   T* get() const { return data_; }
+  std::size_t size() const { return size_; }
 
  private:
   Pool& pool_;

@@ -46,22 +46,50 @@ std::string describe(const std::vector<GpuInfo>& gpus) {
 
 std::vector<int> wanted_gpus(const std::string& asked, const std::vector<GpuInfo>& gpus) {
   if (gpus.empty()) throw UserError("--device {}: no CUDA GPU was found; use --device cpu", asked);
-  if (asked == "cuda") return {0};
-  std::vector<int> wanted;
-  if (asked == "cuda:all") {
-    wanted.resize(gpus.size());
-    std::iota(wanted.begin(), wanted.end(), 0);
-    return wanted;
-  }
-  wanted = *listed(asked);
+  std::vector<int> usable;
+  for (std::size_t i = 0; i < gpus.size(); ++i)
+    if (gpus[i].usable) usable.push_back(static_cast<int>(i));
+  if (usable.empty())
+    throw UserError("--device {}: {}, which the kernels are not built for; use --device cpu", asked,
+                    describe(gpus));
+  if (asked == "cuda") return {usable.front()};
+  if (asked == "cuda:all") return usable;
+  const std::vector<int> wanted = *listed(asked);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
-    if (static_cast<std::size_t>(wanted[i]) >= gpus.size())
-      throw UserError("--device {}: there is no cuda:{}; {}", asked, wanted[i], describe(gpus));
-    if (std::find(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(i), wanted[i]) !=
+    const int index = wanted[i];
+    if (static_cast<std::size_t>(index) >= gpus.size())
+      throw UserError("--device {}: there is no cuda:{}; {}", asked, index, describe(gpus));
+    const GpuInfo& gpu = gpus[static_cast<std::size_t>(index)];
+    if (!gpu.usable)
+      throw UserError("--device {}: the kernels are not built for cuda:{}, a {} ({})", asked, index, gpu.name,
+                      gpu.architecture);
+    if (std::find(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(i), index) !=
         wanted.begin() + static_cast<std::ptrdiff_t>(i))
-      throw UserError("--device {}: cuda:{} is given twice", asked, wanted[i]);
+      throw UserError("--device {}: cuda:{} is given twice", asked, index);
   }
   return wanted;
+}
+
+/// The first GPU where it can be had, else the CPU, and why.
+DeviceChoice choose_automatically() {
+  DeviceChoice choice;
+  choice.path = std::string(instruction_path());
+  try {
+    if (!built_for_gpus()) {
+      choice.why = "this build has no CUDA backend";
+    } else if (const std::vector<GpuInfo> gpus = list_gpus(); gpus.empty()) {
+      choice.why = "no GPU was found";
+    } else {
+      choice = choose_device("cuda");
+      choice.why =
+          gpus.size() == 1 ? "the GPU of this machine" : fmt::format("the first of {} GPUs", gpus.size());
+    }
+  } catch (const UserError& error) {
+    choice.why = error.what();
+  } catch (const DeviceError& error) {
+    choice.why = fmt::format("the GPU cannot be used: {}", error.what());
+  }
+  return choice;
 }
 
 }  // namespace
@@ -73,21 +101,14 @@ void check_device_syntax(const std::string& asked) {
 
 DeviceChoice choose_device(const std::string& asked) {
   check_device_syntax(asked);
+  if (asked == "auto") return choose_automatically();
   DeviceChoice choice;
   choice.path = std::string(instruction_path());
   if (asked == "cpu") return choice;
-  if (!built_for_gpus()) {
-    if (asked != "auto")
-      throw UserError("--device {}: this build has no CUDA backend; use --device cpu", asked);
-    choice.why = "this build has no CUDA backend";
-    return choice;
-  }
+  if (!built_for_gpus())
+    throw UserError("--device {}: this build has no CUDA backend; use --device cpu", asked);
   const std::vector<GpuInfo> gpus = list_gpus();
-  if (asked == "auto" && gpus.empty()) {
-    choice.why = "no GPU was found";
-    return choice;
-  }
-  choice.gpus = wanted_gpus(asked == "auto" ? "cuda" : asked, gpus);
+  choice.gpus = wanted_gpus(asked, gpus);
   const GpuInfo& first = gpus[static_cast<std::size_t>(choice.gpus.front())];
   for (const int index : choice.gpus) {
     const GpuInfo& other = gpus[static_cast<std::size_t>(index)];
@@ -99,22 +120,18 @@ DeviceChoice choose_device(const std::string& asked) {
   }
   choice.name = fmt::format("cuda:{} {} ({})", fmt::join(choice.gpus, ","), first.name, first.architecture);
   choice.path = fmt::format("{} ({}) and {}", first.name, first.architecture, instruction_path());
-  if (asked == "auto")
-    choice.why =
-        gpus.size() == 1 ? "the GPU of this machine" : fmt::format("the first of {} GPUs", gpus.size());
   return choice;
 }
 
 std::vector<std::unique_ptr<Device>> open_streams(const DeviceChoice& choice, std::size_t streams_per_gpu) {
   std::vector<std::unique_ptr<Device>> streams;
   if (!choice.on_gpu()) return streams;
-  const std::vector<GpuInfo> gpus = list_gpus();
+  std::vector<std::size_t> share;
+  for (const int index : choice.gpus)
+    share.push_back(static_cast<std::size_t>(static_cast<double>(free_gpu_memory(index)) * kUsableShare /
+                                             static_cast<double>(streams_per_gpu)));
   for (std::size_t s = 0; s < streams_per_gpu; ++s)
-    for (const int index : choice.gpus) {
-      const auto free = static_cast<double>(gpus[static_cast<std::size_t>(index)].free_memory);
-      streams.push_back(open_gpu(
-          index, static_cast<std::size_t>(free * kUsableShare / static_cast<double>(streams_per_gpu))));
-    }
+    for (std::size_t i = 0; i < share.size(); ++i) streams.push_back(open_gpu(choice.gpus[i], share[i]));
   return streams;
 }
 

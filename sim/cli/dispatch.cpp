@@ -26,14 +26,18 @@ constexpr Subcommand kSubcommands[] = {
     {"trace", trace_command, "info, check, stats, synth, cut, merge, convert"},
     {"list", list_command, "policies or metrics"},
     {"help", help_command, "a policy, metric or subcommand in detail"},
-    {"selftest", selftest_command, "prove on this machine that results do not depend on threads or instruction set"},
+    {"selftest", selftest_command,
+     "prove on this machine that results do not depend on threads or instruction set"},
 };
 
 void print_usage() {
-  fmt::print("kvsim replays a recorded run of a language model through KV-cache policies.\n\nusage: kvsim SUBCOMMAND ...\n\n");
+  fmt::print(
+      "kvsim replays a recorded run of a language model through KV-cache policies.\n\nusage: kvsim "
+      "SUBCOMMAND ...\n\n");
   for (const Subcommand& s : kSubcommands) fmt::print("  {:<9} {}\n", s.name, s.summary);
   fmt::print(
-      "\nexample: kvsim run trace.h5 --policy 'snapkv(window={{16,32,64}})' --policy h2o --budget 64..1024*2,10% --out runs/a\n"
+      "\nexample: kvsim run trace.h5 --policy 'snapkv(window={{16,32,64}})' --policy h2o --budget "
+      "64..1024*2,10% --out runs/a\n"
       "Every subcommand takes --plugin FILE: a shared object with policies of your own (CONTRIBUTING.md).\n"
       "'kvsim SUBCOMMAND --help' explains each; 'kvsim help snapkv' explains a policy.\n");
 }

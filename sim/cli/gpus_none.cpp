@@ -6,6 +6,7 @@ namespace kvsim {
 
 bool built_for_gpus() { return false; }
 std::vector<GpuInfo> list_gpus() { return {}; }
+std::size_t free_gpu_memory(int) { return 0; }
 std::unique_ptr<Device> open_gpu(int index, std::size_t) {
   throw InternalError("GPU " + std::to_string(index) + " in a build without CUDA");
 }

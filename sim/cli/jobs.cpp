@@ -1,9 +1,10 @@
 // Planning of what a run still has to do.
+#include "sim/cli/jobs.h"
+
 #include <algorithm>
 #include <numeric>
 
 #include "kernels/error.h"
-#include "sim/cli/jobs.h"
 #include "sim/stepwise/stepwise_unit.h"
 
 namespace kvsim {
@@ -18,6 +19,16 @@ const Device* smallest_device(const PreparedRun& run) {
   return std::min_element(run.devices.begin(), run.devices.end(),
                           [](const auto& a, const auto& b) { return a->memory() < b->memory(); })
       ->get();
+}
+
+/// Results of a run that nobody wanted on a GPU may come from the CPU.
+void fall_back_to_cpu(PreparedRun& run, const std::string& why) {
+  run.devices.clear();
+  run.device_choice = choose_device("cpu");
+  run.device_choice.why = why;
+  Provenance& provenance = run.record.description.provenance;
+  provenance.device = run.device_choice.name;
+  provenance.instruction_path = run.device_choice.path;
 }
 
 /// Fits a job into the memory that a worker has, on the host and on its device.
@@ -60,10 +71,27 @@ std::vector<Job> jobs_of_unit(const PreparedRun& run, const UnitPlan& unit) {
   return jobs;
 }
 
+void refuse_other_devices(const PreparedRun& run, const std::vector<PartInfo>& parts) {
+  const auto of_gpu = [](const std::string& path) { return path.find("(sm_") != std::string::npos; };
+  for (const PartInfo& part : parts) {
+    if (part.state != PartInfo::State::valid || part.instruction_path == run.device_choice.path) continue;
+    if (of_gpu(part.instruction_path) || of_gpu(run.device_choice.path))
+      throw UserError(
+          "--out {} holds parts made on {}, and this run would go on with {}: choose --device so that they "
+          "agree, "
+          "or another folder",
+          run.options.out, part.instruction_path, run.device_choice.path);
+  }
+}
+
 void open_devices(PreparedRun& run) {
   if (!run.device_choice.on_gpu()) return;
+  // A worker for each, which is a thread at least.
   constexpr std::size_t kMostStreams = 4;
-  for (std::size_t streams = kMostStreams; streams > 0; streams /= 2) {
+  const std::size_t gpus = run.device_choice.gpus.size(),
+                    threads = static_cast<std::size_t>(run.options.threads);
+  for (std::size_t streams = std::clamp<std::size_t>(threads / gpus, 1, kMostStreams); streams > 0;
+       streams /= 2) {
     run.devices.clear();  // their memory must be free before it is shared anew
     run.devices = open_streams(run.device_choice, streams);
     const auto is_held = [&](const UnitPlan& unit) {
@@ -72,8 +100,10 @@ void open_devices(PreparedRun& run) {
     };
     try {
       if (std::all_of(run.units.begin(), run.units.end(), is_held)) return;
-    } catch (const UserError&) {
-      if (streams == 1) throw;
+    } catch (const UserError& error) {
+      if (streams > 1) continue;
+      if (run.options.device != "auto") throw;
+      fall_back_to_cpu(run, error.what());
     }
   }
 }

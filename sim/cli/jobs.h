@@ -23,9 +23,13 @@ struct Job {
 /// where a job does not fit into the memory that a worker has, on the host or on its device.
 std::vector<Job> jobs_of_unit(const PreparedRun& run, const UnitPlan& unit);
 
+/// Throws UserError where the folder holds parts of another device: their results differ from this run's in
+/// their last bits, which the merge would refuse in the end.
+void refuse_other_devices(const PreparedRun& run, const std::vector<PartInfo>& parts);
+
 /// Opens the streams of work of the chosen GPUs: several on each, so that one computes while another waits
 /// for the host, but so few that a layer still fits into a stream's share where it fits at all. Throws
-/// UserError where a unit fits into no share.
+/// UserError where a unit fits into no share; with --device auto the CPU does it all then.
 void open_devices(PreparedRun& run);
 
 /// What this shard still has to do, in the order of the units.

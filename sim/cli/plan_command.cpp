@@ -149,7 +149,7 @@ int plan_command(const Arguments& arguments) {
   const RunDescription& description = run.record.description;
 
   std::uint64_t bytes = 0, memory = 0;
-  double cost = 0;
+  double cost = 0, device_cost = 0;  // of what the CPU replays, and of what GPUs do
   bool streamed = false;
   const std::vector<std::size_t> mine = units_of_shard(run.units, run.options.shard, run.options.shards);
   for (const std::size_t u : mine) {
@@ -158,7 +158,10 @@ int plan_command(const Arguments& arguments) {
       bytes += unit.bytes * job.memory.passes(job.variants.size());
       memory = std::max(memory, job.memory.bytes * std::max<std::size_t>(run.devices.size(), 1));
       streamed |= !job.memory.hold;
-      cost += unit.cost * (job.memory.hold ? 1.0 : 1.5);
+      const bool by_cpu = run.devices.empty() || run.variants[job.variants.front()].stepwise != nullptr;
+      const double share = static_cast<double>(job.variants.size()) /
+                           static_cast<double>(run.served(static_cast<std::uint32_t>(unit.trace)).size());
+      (by_cpu ? cost : device_cost) += unit.cost * share * (job.memory.hold ? 1.0 : 1.5);
     }
   }
   const std::uint64_t ahead = add_layers_ahead(run, mine, bytes, memory);
@@ -166,8 +169,8 @@ int plan_command(const Arguments& arguments) {
   for (std::uint32_t t = 0; t < run.traces.size(); ++t)
     cells += run.served(t).size() * description.traces[t].budgets.size();
   const std::string threads = fmt::format("{} threads", run.options.threads);
-  const double seconds = run.devices.empty() ? cost / measure_rate() / run.options.threads * kOverhead
-                                             : device_seconds(run, mine, cost);
+  const double seconds = (cost > 0 ? cost / measure_rate() / run.options.threads * kOverhead : 0.0) +
+                         (device_cost > 0 ? device_seconds(run, mine, device_cost) : 0.0);
 
   fmt::print("variants  {} ({} automatic references)\n", run.variants.size(),
              std::count_if(run.variants.begin(), run.variants.end(),

@@ -125,6 +125,7 @@ int run_command(const Arguments& arguments) {
   claim_folder(run);
   print_notes(run);
   const std::vector<PartInfo> parts = list_parts(run.options.out, run.record.description);
+  refuse_other_devices(run, parts);
   for (const PartInfo& part : parts)
     if (part.state != PartInfo::State::valid) fmt::print(stderr, "warning: {} is done again: {}\n", part.path, part.problem);
   const std::vector<Job> jobs = remaining_jobs(run, parts);

@@ -149,8 +149,11 @@ class Workers {
 
  private:
   void work(std::size_t worker, std::size_t workers) {
+    // Jobs of either kind in turn: those of decode-time policies keep no GPU busy.
     std::vector<const Job*> mine;
-    for (std::size_t i = worker; i < jobs_.size(); i += workers) mine.push_back(&jobs_[i]);
+    std::size_t dealt[2] = {0, 0};
+    for (const Job& job : jobs_)
+      if (dealt[is_stepwise(job) ? 1 : 0]++ % workers == worker) mine.push_back(&job);
     Device* const device = run_.devices.empty() ? nullptr : run_.devices[worker].get();
     try {
       std::unique_ptr<BlockSource> source;
@@ -171,6 +174,8 @@ class Workers {
       if (!failure_) failure_ = std::current_exception();
     }
   }
+
+  bool is_stepwise(const Job& job) const { return run_.variants[job.variants.front()].stepwise != nullptr; }
 
   bool go_on() {
     const std::scoped_lock lock(mutex_);

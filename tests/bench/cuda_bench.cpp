@@ -71,7 +71,7 @@ void part(const char* name, double ms, double bytes, double rate, double flops, 
 std::vector<double> throughput(int workers, const kvsim::HeadInput& input,
                                std::span<const kvsim::Ranking> rankings) {
   constexpr int kHeads = 24, kRounds = 5;
-  const std::size_t share = kvsim::cuda::devices()[0].free_memory / static_cast<std::size_t>(workers);
+  const std::size_t share = kvsim::cuda::free_memory(0) / static_cast<std::size_t>(workers);
   std::vector<std::unique_ptr<kvsim::Device>> devices;
   for (int w = 0; w < workers; ++w) devices.push_back(kvsim::cuda::open_device(0, share));
   const auto work = [&](int heads) {

@@ -108,6 +108,20 @@ UnitMemory plan(std::size_t memory, const Shape& shape) {
                      std::uint64_t{1} << 34, &device);
 }
 
+TEST(DevicePlan, CutsStepsWhereTheDeviceTakesFewRowsAndRefusesWhatItCannotTake) {
+  const Sweep sweep({"knorm"}, {8, 40});
+  HostDevice device;
+  device.most_rows = 100;
+  const auto planned = [&](const Shape& shape) {
+    return plan_memory(make_layer(shape), {}, sweep.settings.variants, 2, sweep.settings.metrics, 0, 1,
+                       std::uint64_t{1} << 34, &device);
+  };
+  const UnitMemory cut = planned({.decode = 64, .group = 3});
+  EXPECT_FALSE(cut.hold);
+  EXPECT_EQ(cut.step_chunk, 32u);
+  EXPECT_THROW(planned({.decode = 64, .group = 3, .value_dim = 300}), UserError);
+}
+
 TEST(DevicePlan, SplitsAUnitThatDoesNotFit) {
   Shape shape;
   shape.decode = 64;

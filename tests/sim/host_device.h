@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,16 +21,31 @@ Matrix<T> copy_of(MatrixView<const T> from, std::size_t pad = 1) {
   return out;
 }
 
+/// A call of a device: a second one at the same time is a missing lock.
+class OneCall {
+ public:
+  explicit OneCall(std::atomic<int>& calls) : calls_(calls) {
+    KVSIM_CHECK(calls_++ == 0, "a device is called by two threads at once");
+  }
+  ~OneCall() { --calls_; }
+  OneCall(const OneCall&) = delete;
+  OneCall& operator=(const OneCall&) = delete;
+
+ private:
+  std::atomic<int>& calls_;
+};
+
 class HostHead final : public DeviceHead {
  public:
-  explicit HostHead(const HeadInput& in)
+  HostHead(const HeadInput& in, std::atomic<int>& calls)
       : keys_(copy_of(in.keys)),
         values_(copy_of(in.values)),
         queries_(copy_of(in.queries)),
         position_(in.position.begin(), in.position.end()),
         prompt_(in.prompt),
         rule_(in.rule),
-        ranked_(in.ranks) {
+        ranked_(in.ranks),
+        calls_(calls) {
     const std::size_t rows = queries_.rows(), tokens = keys_.rows(), dv = values_.cols();
     weights_ = Matrix<float>(tokens, rows, kRowPad);
     Matrix<float> prompt_output(dv, rows, kRowPad);
@@ -58,6 +74,7 @@ class HostHead final : public DeviceHead {
   const HeadExact& exact() const override { return results_; }
 
   CurveResults curves(std::span<const Ranking> rankings, bool deltas) override {
+    const OneCall call(calls_);
     KVSIM_CHECK(ranked_ && !rankings.empty(), "{} rankings", rankings.size());
     CurveResults out = prepare(rankings.size(), rankings.front().counts.size(), deltas);
     for (std::size_t r = 0; r < rankings.size(); ++r) {
@@ -107,6 +124,7 @@ class HostHead final : public DeviceHead {
   }
 
   CurveResults own_order(std::span<const std::uint32_t> counts, bool deltas) override {
+    const OneCall call(calls_);
     CurveResults out = prepare(1, counts.size(), deltas);
     CurveInput in = input();
     std::vector<TokenIndex> order(prompt_);  // only its length is read
@@ -130,25 +148,33 @@ class HostHead final : public DeviceHead {
     removal_squares(weights_.view().rows_from(0, prompt_), values_.view().rows_from(0, prompt_),
                     exact_.view(), begin, end, squares);
   }
-  Matrix<float> weights() override { return copy_of(MatrixView<const float>(weights_.view()), kRowPad); }
+  Matrix<float> weights() override {
+    const OneCall call(calls_);
+    return copy_of(MatrixView<const float>(weights_.view()), kRowPad);
+  }
   Matrix<std::uint32_t> ranks() override {
     return copy_of(MatrixView<const std::uint32_t>(ranks_.view()), kRowPad);
   }
 
   Matrix<float> attention(MatrixView<const float> queries, std::span<const TokenIndex> position) override {
-    Matrix<float> weights(prompt_, queries.rows, kRowPad);
-    attention_weights(keys_.view().rows_from(0, prompt_), queries, position, rule_, 0, queries.rows,
-                      weights.view());
-    return weights;
+    const OneCall call(calls_);
+    return attend(queries, position);
   }
   void attention_sums(MatrixView<const float> queries, std::span<const TokenIndex> position,
                       std::span<const RowRange> ranges, MatrixView<double> sums) override {
-    const Matrix<float> weights = attention(queries, position);
+    const OneCall call(calls_);
+    const Matrix<float> weights = attend(queries, position);
     for (std::size_t i = 0; i < ranges.size(); ++i)
       column_sums(weights.view(), ranges[i].begin, ranges[i].end, sums.row_span(i));
   }
 
  private:
+  Matrix<float> attend(MatrixView<const float> queries, std::span<const TokenIndex> position) const {
+    Matrix<float> weights(prompt_, queries.rows, kRowPad);
+    attention_weights(keys_.view().rows_from(0, prompt_), queries, position, rule_, 0, queries.rows,
+                      weights.view());
+    return weights;
+  }
   CurveInput input() const {
     CurveInput in;
     in.weights = weights_.view().rows_from(0, prompt_);
@@ -185,6 +211,7 @@ class HostHead final : public DeviceHead {
   std::size_t prompt_;
   LogitRule rule_;
   bool ranked_;
+  std::atomic<int>& calls_;
   HeadExact results_;
   std::vector<float> error_, recall_, delta_;
   std::vector<std::uint32_t> agree_, found_;
@@ -197,15 +224,18 @@ class HostDevice final : public Device {
       : memory_(memory), bytes_per_row_(bytes_per_row) {}
   std::unique_ptr<DeviceHead> load(const HeadInput& head) override {
     ++loads;
-    return std::make_unique<HostHead>(head);
+    const OneCall call(calls_);
+    return std::make_unique<HostHead>(head, calls_);
   }
   std::size_t head_bytes(const DeviceShape& shape) const override { return bytes_per_row_ * shape.rows; }
   std::size_t work_bytes(const DeviceShape& shape) const override { return bytes_per_row_ * shape.rows; }
+  DeviceLimits limits() const override { return {most_rows, 256}; }
   std::size_t memory() const override { return memory_; }
   std::string name() const override { return "host"; }
-  std::size_t loads = 0;
+  std::size_t loads = 0, most_rows = 1 << 20;
 
  private:
+  std::atomic<int> calls_ = 0;
   std::size_t memory_, bytes_per_row_;
 };
 

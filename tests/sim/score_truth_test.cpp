@@ -116,21 +116,21 @@ TEST(RemovalCostOf, StepsMayBeCutAnywhere) {
 }
 
 TEST(RankCorrelation, IsSpearmansWithAveragedTies) {
-  const std::vector<float> a{1, 2, 3, 4};
-  EXPECT_DOUBLE_EQ(rank_correlation(a, std::vector<float>{10, 20, 30, 1000}), 1.0);
-  EXPECT_DOUBLE_EQ(rank_correlation(a, std::vector<float>{0, -1, -2, -3}), -1.0);
-  EXPECT_DOUBLE_EQ(rank_correlation(a, std::vector<float>{2, 1, 4, 3}), 0.6);  // 1 - 6 * 4 / (4 * 15)
+  const std::vector<double> a{1, 2, 3, 4};
+  EXPECT_DOUBLE_EQ(rank_correlation(a, std::vector<double>{10, 20, 30, 1000}), 1.0);
+  EXPECT_DOUBLE_EQ(rank_correlation(a, std::vector<double>{0, -1, -2, -3}), -1.0);
+  EXPECT_DOUBLE_EQ(rank_correlation(a, std::vector<double>{2, 1, 4, 3}), 0.6);  // 1 - 6 * 4 / (4 * 15)
   // Ranks 1.5 1.5 3 4 against 1 2 3 4: 4.5 / sqrt(4.5 * 5).
-  EXPECT_NEAR(rank_correlation(std::vector<float>{7, 7, 8, 9}, a), 4.5 / std::sqrt(22.5), 1e-12);
-  EXPECT_TRUE(std::isnan(rank_correlation(std::vector<float>{5, 5, 5, 5}, a)));
-  EXPECT_TRUE(std::isnan(rank_correlation(std::vector<float>{1}, std::vector<float>{2})));
+  EXPECT_NEAR(rank_correlation(std::vector<double>{7, 7, 8, 9}, a), 4.5 / std::sqrt(22.5), 1e-12);
+  EXPECT_TRUE(std::isnan(rank_correlation(std::vector<double>{5, 5, 5, 5}, a)));
+  EXPECT_TRUE(std::isnan(rank_correlation(std::vector<double>{1}, std::vector<double>{2})));
 }
 
 TEST(RankCorrelation, OfOrdersIsThatOfTheValuesAndReadsTheTokensOfTheOrdersAlone) {
   const std::vector<float> a{7, -100, 7, 8, 9}, b{1, 100, 2, 3, 4};
   const std::vector<TokenIndex> order_a{4, 3, 0, 2}, order_b{4, 3, 2, 0};  // token 1 left out
   EXPECT_EQ(rank_correlation(RankedValues{a, order_a}, RankedValues{b, order_b}),
-            rank_correlation(std::vector<float>{7, 7, 8, 9}, std::vector<float>{1, 2, 3, 4}));
+            rank_correlation(std::vector<double>{7, 7, 8, 9}, std::vector<double>{1, 2, 3, 4}));
   EXPECT_NEAR(rank_correlation(RankedValues{a, order_a}, RankedValues{b, order_b}), 4.5 / std::sqrt(22.5),
               1e-12);
 }
